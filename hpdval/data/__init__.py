@@ -1,0 +1,1 @@
+"""Images and labels: sources, decoding, the decoded store, splits, augmentation and the embedded scenes."""

@@ -1,0 +1,94 @@
+"""What every data source returns: a :class:`Dataset` of three :class:`Split` objects.
+
+Letters: N images in a split, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpdval.errors import DataError
+from hpdval.groups import class_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images on demand, and their labels.
+
+    ``ids`` are unique names (relative paths with forward slashes, or generated names).  ``read(i)`` returns image ``i``
+    as an (H, W, 3) uint8 RGB array, upright, and raises DataError naming the file when it cannot.  ``fingerprints``
+    changes whenever the pixels may have changed (size and modification time of a file, seed and generator version of a
+    drawn image) without reading them: it keys the decoded store.  ``boxes(i)``, where a source knows them, returns
+    (n, 5) float32 rows of class index, x, y, width, height in pixels of the image as read; ``masks(i)`` the matching
+    (n, H, W) bool array.
+    """
+
+    ids: tuple[str, ...]
+    targets: np.ndarray  # (N, C) uint8, 0 or 1
+    read: Callable[[int], np.ndarray]
+    fingerprints: tuple[str, ...]
+    boxes: Callable[[int], np.ndarray] | None = None
+    masks: Callable[[int], np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if self.targets.ndim != 2 or self.targets.shape[0] != n or self.targets.dtype != np.uint8:
+            raise DataError(f"targets must be ({n}, C) uint8, got {self.targets.shape} {self.targets.dtype}")
+        if len(self.fingerprints) != n:
+            raise DataError(f"{len(self.fingerprints)} fingerprints for {n} images; give one for each")
+        if len(set(self.ids)) != n:
+            raise DataError("image ids of a split must be unique")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> np.ndarray:
+        """Return image ``index`` as (H, W, 3) uint8 RGB."""
+        return self.read(index)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Split:
+        """Return the images at ``indices``, in that order."""
+        chosen = [int(i) for i in indices]
+
+        def pick(function: Callable[[int], np.ndarray] | None) -> Callable[[int], np.ndarray] | None:
+            return None if function is None else lambda i: function(chosen[i])
+
+        return Split(
+            ids=tuple(self.ids[i] for i in chosen),
+            targets=self.targets[chosen],
+            read=lambda i: self.read(chosen[i]),
+            fingerprints=tuple(self.fingerprints[i] for i in chosen),
+            boxes=pick(self.boxes),
+            masks=pick(self.masks),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Train, validation and test images over one list of classes.
+
+    ``class_counts`` are the positives per class of the *full* training list, before a validation part was carved from
+    it: the head, medium and tail groups follow them.  Losses use ``train.targets.sum(0)``.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    class_counts: np.ndarray  # (C,) int64
+    notes: tuple[str, ...] = field(default=())  # what a reader of results must know (skipped images, missing classes)
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            columns = getattr(self, name).targets.shape[1]
+            if columns != len(self.classes):
+                raise DataError(f"{self.name}: the {name} targets have {columns} columns for {len(self.classes)} classes")
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Class indices of head, medium and tail, by ``class_counts``."""
+        return class_groups(self.class_counts)

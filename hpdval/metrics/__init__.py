@@ -1,0 +1,1 @@
+"""Average precision, protocols, groups and statistics; numpy only, knows nothing of models."""

@@ -1,0 +1,1 @@
+"""CLIP with projected patch tokens, prompts, and dual-view scores."""
