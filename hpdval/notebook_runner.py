@@ -1,0 +1,192 @@
+"""Run a notebook with checked parameters in a process of its own: ``hpdval run``, and every step of ``hpdval demo``.
+
+A run folder holds, beside what :mod:`hpdval.run` writes there:
+
+    notebook.json       the runner's record: key, parameters, status (running, done, failed or killed)
+    executed.ipynb      the executed copy; ``partial.ipynb`` while it runs, and after a failure
+
+A notebook is done when every cell ran *and* its own last cell wrote ``manifest.json``; the exit code alone is not
+believed, because a kernel that was killed can look like one that finished.  Nothing here imports torch or papermill: a
+finished notebook is skipped in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import hpdval
+from hpdval.errors import ConfigError, RunError
+from hpdval.files import digest, read_json, sha256_file, write_json
+from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
+
+RECORD = "notebook.json"
+
+
+@cache
+def package_digest() -> str:
+    """Return a digest of the package's code and assets: any change makes a finished notebook stale."""
+    root = Path(__file__).resolve().parent
+    files = [*root.rglob("*.py"), *(p for p in root.glob("assets/**/*") if p.is_file())]
+    return digest(sorted((str(p.relative_to(root)), sha256_file(p)) for p in files))
+
+
+def notebook_key(notebook: Path, values: Mapping[str, Any]) -> str:
+    """Return a digest of sources, parameters, package, and the manifests of run folders that parameters point to."""
+    cells = [[cell["cell_type"], "".join(cell["source"])] for cell in read_json(notebook)["cells"]]
+    values = {name: value for name, value in values.items() if name != "run_dir"}
+    manifests = [Path(value) / "manifest.json" for value in values.values() if isinstance(value, str) and value]
+    inputs = [sha256_file(path) for path in manifests if path.is_file()]
+    return digest(cells, values, inputs, hpdval.__version__, package_digest())
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    record, manifest = _status(folder), folder / "manifest.json"
+    wanted = record.get("status") == "done" and record.get("key") == key
+    return wanted and manifest.exists() and read_json(manifest).get("status") == "done"
+
+
+def run_notebook(
+    notebook: str | os.PathLike[str],
+    parameters: Mapping[str, Any] | None = None,
+    out_dir: str | os.PathLike[str] | None = None,
+    *,
+    timeout: float | None = None,
+    force: bool = False,
+    replace_stale: bool = False,
+) -> Path:
+    """Run a notebook into a folder and return the executed copy; skip it when this very run is already done.
+
+    Args:
+        notebook: a path, or a name or number that :func:`find_notebook` knows.
+        parameters: values for the notebook's parameters; dotted names go to its recipe.
+        out_dir: the run folder, given to the notebook as ``run_dir``; by default ``runs/<notebook>-<key>``.
+        timeout: seconds until the run is stopped; None waits.
+        force: run again, and throw away what an earlier run of any key left in the folder.
+        replace_stale: as ``force``, but only where the folder's run has another key.
+
+    Raises:
+        ConfigError: a wrong parameter; nothing was started.
+        RunError: the folder is in use or holds another run, or the notebook failed: status, cell and last error line.
+    """
+    source = find_notebook(notebook)
+    values = check_parameters(source, dict(parameters or {}))
+    if "run_dir" not in notebook_parameters(source):
+        raise ConfigError(f"{source.name} has no parameter run_dir; it needs one to be told where its results go")
+    key = notebook_key(source, values)
+    folder = Path(out_dir or Path("runs") / f"{source.stem}-{key[:8]}").expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / "executed.ipynb"
+    if _is_done(folder, key) and executed.exists() and not force:
+        print(f"{source.stem}: already done in {_short(folder)}, skipped", flush=True)
+        return executed
+    try:
+        with FileLock(folder / "notebook.lock", timeout=0):
+            _make_room(folder, key, force=force, replace_stale=replace_stale)
+            _run(source, {**values, "run_dir": str(folder)}, folder, key, timeout)
+    except Timeout:
+        raise RunError(f"{folder} is in use by another notebook run; wait for it or choose another folder") from None
+    return executed
+
+
+def _make_room(folder: Path, key: str, *, force: bool, replace_stale: bool) -> None:
+    old = _status(folder)
+    other = bool(old) and old.get("key") != key
+    if other and not (force or replace_stale):
+        raise RunError(
+            f"{folder} holds a run of {old.get('notebook')} with other parameters, sources or code; "
+            "choose another --out, or --force to replace it"
+        )
+    if force or other:
+        if not old and any(p.name != "notebook.lock" for p in folder.iterdir()):
+            raise RunError(f"{folder} holds files that no notebook run made; choose another --out")
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != "notebook.lock":
+                path.unlink()
+
+
+def _run(source: Path, values: dict[str, Any], folder: Path, key: str, timeout: float | None) -> None:
+    started = time.time()
+    record = {"notebook": source.name, "key": key, "parameters": values, "status": "running", "started": started}
+    write_json(folder / RECORD, record)
+    manifest = folder / "manifest.json"
+    before = _identity(manifest)
+    print(f"{source.stem}: running into {_short(folder)}", flush=True)
+    code = _supervise({"notebook": str(source), "parameters": values, "folder": str(folder), "timeout": timeout})
+    record = _status(folder) or record
+    seconds = round(time.time() - started, 1)
+    if code != 0 or record["status"] != "executed":
+        if record["status"] not in ("failed", "killed"):
+            record |= {"status": "killed", "error": f"its process ended with exit code {code}"}
+    elif _identity(manifest) in (None, before) or read_json(manifest).get("status") != "done":
+        record |= {
+            "status": "failed",
+            "error": "every cell ran but none finished the run (no new manifest.json)",
+        }
+    else:
+        (folder / "partial.ipynb").replace(folder / "executed.ipynb")
+        record["status"] = "done"
+    write_json(folder / RECORD, {**record, "seconds": seconds})
+    if record["status"] != "done":
+        cell = f" in cell {record['cell']}" if record.get("cell") else ""
+        partial = folder / "partial.ipynb"
+        where = f"; see {_short(partial)}" if partial.exists() else ""
+        raise RunError(f"{source.stem} {record['status']}{cell} after {seconds:.0f} s: {record.get('error')}{where}")
+    print(f"{source.stem}: done in {seconds:.0f} s", flush=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew by an atomic replacement."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
+
+
+def _supervise(job: dict[str, Any]) -> int:
+    """Run the job in a session of its own; it ends, with its kernel, when this process does, however that is.
+
+    The pipe to its standard input is the lifeline: it closes when we leave this function or die, even by SIGKILL.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures belong in cells
+    command = [sys.executable, "-m", "hpdval.notebook_process"]
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.flush()
+        for line in child.stdout:
+            print(f"  {line.rstrip()}", flush=True)
+        return child.wait()
+    except BrokenPipeError:
+        return child.wait()
+    finally:
+        child.stdin.close()
+        try:
+            child.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
