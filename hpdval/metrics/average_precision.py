@@ -15,7 +15,7 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64],
     """Return scores (N, C) as float64 and targets (N, C) as bool.
 
     Raises:
-        ConfigError: not numbers, not two-dimensional, empty, of different shapes, not finite, or targets other than 0/1.
+        ConfigError: not numbers, not (N, C) alike, empty, scores not finite, or targets other than 0 and 1.
     """
     values, labels = _array(scores, "scores"), _array(targets, "targets")
     if values.ndim != 2 or 0 in values.shape:
