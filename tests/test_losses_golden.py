@@ -54,11 +54,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "paper_dbstar_all": ("db_star", DB, {"denominator": "all"}),
     "paper_dbstar_pos": ("db_star", DB, {}),
 }
-NOT_WANTED = {"cb_avgw_ntr_focal", "cb_avgn_ntr_focal", "cb_minn_ntr_focal", "bl_ntr_focal"}  # other code's quirks, optional
-    "cb_avgw_ntr_focal",
-    "cb_avgn_ntr_focal",
-    "cb_minn_ntr_focal",
-}  # quirks of other code, optional by the README
+# Quirks of other code, optional by the README.
+NOT_WANTED = {"cb_avgw_ntr_focal", "cb_avgn_ntr_focal", "cb_minn_ntr_focal", "bl_ntr_focal"}
 
 
 class Golden:
