@@ -162,6 +162,7 @@ def _supervise(job: dict[str, Any]) -> int:
     The pipe to its standard input is the lifeline: it closes when we leave this function or die, even by SIGKILL.
     """
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures belong in cells
+    environment["HPDVAL_HEADLESS"] = "1"  # progress as lines
     command = [sys.executable, "-m", "hpdval.notebook_process"]
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -172,7 +173,8 @@ def _supervise(job: dict[str, Any]) -> int:
         child.stdin.write(json.dumps(job) + "\n")
         child.stdin.flush()
         for line in child.stdout:
-            print(f"  {line.rstrip()}", flush=True)
+            if line.strip():
+                print(f"  {line.rstrip()}", flush=True)
         return child.wait()
     except BrokenPipeError:
         return child.wait()

@@ -1,0 +1,172 @@
+"""The command line, ``hpdval``: demo, run, predict, doctor; each imports what it needs, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import IO
+
+import hpdval
+from hpdval.errors import ConfigError, DataError, HpdvalError
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; each names the function that carries it out."""
+    parser = argparse.ArgumentParser(
+        prog="hpdval", description="Class-imbalanced multi-label classification with CLIP."
+    )
+    parser.add_argument("--version", action="version", version=f"hpdval {hpdval.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="run notebooks 01 to 04 on the embedded data set and print one table")
+    demo.add_argument("--out", default="runs/demo", help="folder of the runs (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
+    demo.add_argument("--force", action="store_true", help="run again what is already done")
+    demo.set_defaults(function=_demo)
+
+    run = commands.add_parser("run", help="run one notebook with parameters that are checked first")
+    run.add_argument("notebook", metavar="NOTEBOOK", help="a path, or a number or name of this project's, such as 03")
+    run.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be given many times; dotted "
+        "names go to the recipe: -p stage1.lr=1e-4",
+    )  # fmt: skip
+    run.add_argument("--out", help="run folder (default: runs/<notebook>-<key>)")
+    run.add_argument("--timeout", type=float, help="stop after so many seconds")
+    run.add_argument("--force", action="store_true", help="run again, and replace what the folder holds")
+    run.set_defaults(function=_run)
+
+    predict = commands.add_parser("predict", help="score images with a finished run, as CSV")
+    predict.add_argument("run", metavar="RUN", help="folder of a finished run")
+    predict.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of them")
+    predict.add_argument("-o", "--output", help="CSV to write (default: standard output)")
+    predict.add_argument("--top", type=int, metavar="N", help="only the N best classes of each image")
+    predict.add_argument("--threshold", type=float, metavar="T", help="only scores of at least T")
+    predict.add_argument("--labels", action="store_true", help="columns path,labels instead of path,class,score")
+    predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    predict.set_defaults(function=_predict)
+
+    doctor = commands.add_parser("doctor", help="what is installed, which device and caches, what is missing")
+    doctor.set_defaults(function=_doctor)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; an error on purpose is one line on standard error and exit code 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.function(options)
+        return 0
+    except HpdvalError as error:
+        if options.debug:
+            raise
+        print(f"hpdval: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("hpdval: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from hpdval.demo import demo
+
+    demo(options.out, seed=options.seed, force=options.force)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from hpdval.notebook_runner import run_notebook
+
+    parameters: dict[str, str] = {}
+    for text in options.parameter:
+        name, sign, value = text.partition("=")
+        if not (name and sign):
+            raise ConfigError(f"-p {text!r} is not NAME=VALUE, for example -p seed=1")
+        if name in parameters:
+            raise ConfigError(f"-p {name} is given twice; give it once")
+        parameters[name] = value
+    if options.timeout is not None and not options.timeout > 0:
+        raise ConfigError(f"--timeout is {options.timeout:g}; it must be more than 0 seconds")
+    print(run_notebook(options.notebook, parameters, options.out, timeout=options.timeout, force=options.force))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    if options.top is not None and options.top < 1:
+        raise ConfigError(f"--top is {options.top}; it must be at least 1")
+    if options.labels and options.top is None and options.threshold is None:
+        raise ConfigError("--labels needs --top N or --threshold T to say which classes count as labels")
+    paths = image_files(options.images)
+
+    from hpdval.files import atomic_write
+    from hpdval.scoring import load_run
+
+    scorer = load_run(options.run, device=options.device)
+    scores = scorer.score_images(paths, show=False)
+    with atomic_write(options.output, "w") if options.output else nullcontext(sys.stdout) as file:
+        write_scores(file, paths, scorer.classes, scores, options.top, options.threshold, options.labels)
+
+
+def image_files(names: Sequence[str]) -> list[str]:
+    """Return files as given, and the pictures below folders in sorted order.
+
+    Raises:
+        DataError: a name does not exist, or a folder holds no picture.
+    """
+    found: list[str] = []
+    for name in names:
+        if os.path.isdir(name):
+            inside = [os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files]
+            pictures = sorted(path for path in inside if os.path.splitext(path)[1].lower() in PICTURES)
+            if not pictures:
+                raise DataError(f"{name} holds no picture ({' '.join(sorted(PICTURES))})")
+            found += pictures
+        elif os.path.exists(name):
+            found.append(name)
+        else:
+            raise DataError(f"{name} does not exist; give image files or folders of them")
+    return found
+
+
+def write_scores(
+    file: IO[str],
+    paths: Sequence[str],
+    classes: Sequence[str],
+    scores: Iterable[Iterable[float]],
+    top: int | None = None,
+    threshold: float | None = None,
+    labels: bool = False,
+) -> None:
+    """Write scores (N, C) as CSV, best class first: ``path,class,score``, or ``path,labels`` joined by ``;``.
+
+    >>> write_scores(sys.stdout, ["a.jpg"], ["cat", "dog"], [[0.1, 0.25]], top=1)
+    path,class,score
+    a.jpg,dog,0.25
+    """
+    import csv
+
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", "labels"] if labels else ["path", "class", "score"])
+    for path, row in zip(paths, scores, strict=True):
+        best = sorted(zip(map(float, row), classes, strict=True), key=lambda pair: -pair[0])[:top]
+        kept = [(score, name) for score, name in best if threshold is None or score >= threshold]
+        if labels:
+            writer.writerow([path, ";".join(name for _, name in kept)])
+        else:
+            writer.writerows([path, name, f"{score:.7g}"] for score, name in kept)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from hpdval.doctor import examine
+
+    print(examine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
