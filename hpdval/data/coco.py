@@ -1,0 +1,142 @@
+"""COCO: instances json files with image-level labels taken from the annotated objects, and boxes."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpdval.data.dataset import Dataset, Split
+from hpdval.data.decode import image_size
+from hpdval.data.listing import Listing, assemble, check_classes, companion
+from hpdval.errors import DataError, HpdvalError
+from hpdval.files import read_json
+
+
+def load_coco(
+    source: Path,
+    root: Path | None,
+    *,
+    test: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    test_images: str | os.PathLike[str] | None = None,
+    crowd: bool = True,
+    require_images: bool = True,
+) -> Dataset:
+    """Return the images of a training and, where given, of a test json; classes in the order of category ids.
+
+    An image without annotations is valid and has no label.  Ids are ``folder/file_name``, as in the published lists.
+
+    Args:
+        source: the training ``instances_*.json``.
+        root: folder that holds the image folders; default: that of ``source``, or its parent if that is
+            ``annotations``.
+        test: the test json; looked for beside ``source`` too.
+        images: image folder of ``source``, under ``root`` or absolute; default: ``train2017`` for
+            ``instances_train2017.json`` where that folder exists, else ``root`` itself.
+        test_images: the same for ``test``.
+        crowd: whether an object marked ``iscrowd`` counts, as in the published lists (only images without any
+            annotation are unlabelled there).
+        require_images: False allows images that are not there, to work with labels only.
+
+    Raises:
+        DataError: names the file and the entry.
+    """
+    if root is None:
+        root = source.parent.parent if source.parent.name == "annotations" else source.parent
+    train, classes = _read_split(source, _folder(source, root, images), crowd, require_images, None)
+    test_path = companion("test", test, source)
+    test_split = None
+    if test_path:
+        test_split, _ = _read_split(test_path, _folder(test_path, root, test_images), crowd, require_images, classes)
+    return assemble(source.stem.removeprefix("instances_"), classes, train, test_split)
+
+
+def _folder(path: Path, root: Path, chosen: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Return (base, folder name): images lie in base / folder name."""
+    if chosen is not None:
+        folder = root / chosen
+        return folder.parent, folder.name
+    name = path.stem.removeprefix("instances_")
+    return (root, name) if (root / name).is_dir() else (root, "")
+
+
+def _read_split(
+    path: Path, folder: tuple[Path, str], crowd: bool, require_images: bool, expected: tuple[str, ...] | None
+) -> tuple[Split, tuple[str, ...]]:
+    try:
+        content = read_json(path)
+    except HpdvalError as error:
+        raise DataError(str(error)) from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path} has no list named {key}; give a COCO instances json")
+    categories = sorted(content["categories"], key=lambda entry: _get(path, "categories", entry, "id", int))
+    names = [(f"{path}, category {entry['id']}", _get(path, "categories", entry, "name", str)) for entry in categories]
+    classes = check_classes(names, str(path))
+    expected = expected or classes
+    if set(expected) != set(classes):
+        odd = min(set(expected) ^ set(classes))
+        raise DataError(
+            f"{path}: category {odd} is only in one of the train and test files; give files of one data set"
+        )
+    column = {entry["id"]: expected.index(entry["name"]) for entry in categories}
+
+    labels: dict[int, list[int]] = {}
+    sizes: list[tuple[Any, Any]] = []
+    files: dict[int, str] = {}
+    for entry in content["images"]:
+        image_id = _get(path, "images", entry, "id", int)
+        if image_id in files:
+            raise DataError(f"{path}: image id {image_id} is given twice")
+        files[image_id] = _get(path, "images", entry, "file_name", str)
+        labels[image_id] = []
+        sizes.append((entry.get("width"), entry.get("height")))
+    rows: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in files}
+    for entry in content["annotations"]:
+        where = f"{path}: annotation {entry.get('id') if isinstance(entry, dict) else entry!r}"
+        image_id, category = (_get(path, "annotations", entry, key, int) for key in ("image_id", "category_id"))
+        if image_id not in files or category not in column:
+            kind, value = ("image", image_id) if image_id not in files else ("category", category)
+            raise DataError(f"{where} names {kind} {value}, which is not in the file")
+        if entry.get("iscrowd") and not crowd:
+            continue
+        labels[image_id].append(column[category])
+        rows[image_id].append((column[category], *_box(where, entry.get("bbox"))))
+
+    base, name = folder
+    listing = Listing(path)
+    for image_id, file_name in files.items():
+        listing.add(f"{name}/{file_name}" if name else file_name, labels[image_id])
+    ids, all_rows = listing.ids, list(rows.values())
+
+    def boxes(index: int) -> np.ndarray:
+        found = image_size(base / ids[index])
+        if None not in sizes[index] and sizes[index] != found:
+            raise DataError(
+                f"{base / ids[index]} has {found[0]} x {found[1]} pixels upright but {path.name} has its boxes in "
+                f"{sizes[index][0]} x {sizes[index][1]}; use the images it was made for"
+            )
+        return np.array(all_rows[index], np.float32).reshape(-1, 5)
+
+    return listing.split(base, len(expected), require_images=require_images, boxes=boxes), expected
+
+
+def _get(path: Path, part: str, entry: Any, key: str, kind: type) -> Any:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(
+            f"{path}: an entry of {part} has {key}={value!r}; it must be {kind.__name__}: {str(entry)[:80]}"
+        )
+    return value
+
+
+def _box(where: str, value: Any) -> tuple[float, float, float, float]:
+    numbers = value if isinstance(value, list) else []
+    good = len(numbers) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    if not good or numbers[2] < 0 or numbers[3] < 0:
+        raise DataError(f"{where} has bbox {value!r}; it must be [x, y, width, height] in pixels")
+    return (numbers[0], numbers[1], numbers[2], numbers[3])

@@ -1,0 +1,178 @@
+"""Images decoded once: a file of resized pixels that training, scoring and notebooks map into memory.
+
+Letters: N images, S pixels of a side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from filelock import FileLock
+from PIL import Image
+
+from hpdval.data.dataset import Split
+from hpdval.errors import ConfigError
+from hpdval.files import atomic_write, cache_dir, digest
+
+VERSION = 1  # of the pixels: raise it when decode or resize_image would give others
+MODES = ("squash", "crop")
+_CHUNK = 256  # images in flight: bounds memory while threads decode
+_THREADS = min(8, os.cpu_count() or 1)
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def resize_image(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
+    """Return (S, S, 3) uint8 by Pillow's antialiased bicubic filter, as CLIP's preprocessing does.
+
+    ``squash`` ignores the aspect ratio.  ``crop`` is torchvision's ``Resize(S)`` followed by ``CenterCrop(S)``,
+    computed from the part that is kept alone, so that an image of 1 x 3000 pixels costs no more than any other.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: S.
+        mode: one of ``MODES``.
+
+    >>> resize_image(np.zeros((1, 3000, 3), np.uint8), 8, "crop").shape
+    (8, 8, 3)
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode is {mode!r}; choose one of {', '.join(map(repr, MODES))}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"size is {size!r}; it must be a number of pixels, at least 1")
+    height, width = image.shape[:2]
+    if mode == "squash":
+        box = (0.0, 0.0, float(width), float(height))
+    else:
+        left, right = _kept(width, min(height, width), size)
+        top, bottom = _kept(height, min(height, width), size)
+        box = (left, top, right, bottom)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _kept(side: int, shorter: int, size: int) -> tuple[float, float]:
+    """The stretch of one side that ``Resize(size)`` and ``CenterCrop(size)`` leave, in source pixels."""
+    resized = int(size * side / shorter)
+    start = round((resized - size) / 2.0)
+    scale = side / resized
+    return start * scale, min((start + size) * scale, float(side))
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """The resized images of a split, in the split's order.
+
+    ``images`` is a read-only memory map, (N, S, S, 3) uint8; ``hashes`` the SHA-256 of each image's S x S x 3 bytes,
+    as hex. The file lies under ``cache_dir()`` by its ``key``, a digest of ids, fingerprints, size, mode and code
+    version.  It is written whole or not at all, by one process at a time, and every image is checked against its hash
+    when it is opened; a damaged file is made again.  A store pickles as its path, so worker processes map the same
+    pages.
+    """
+
+    key: str
+    path: Path
+    shape: tuple[int, int, int, int]
+    offset: int
+    hashes: tuple[str, ...]
+
+    @classmethod
+    def open(
+        cls,
+        split: Split,
+        size: int,
+        *,
+        mode: str = "squash",
+        cache: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> ImageStore:
+        """Return the store of ``split`` at S = ``size``, decoding the images where no intact store exists.
+
+        Args:
+            split: the images.
+            size: S.
+            mode: ``squash`` or ``crop``, see :func:`resize_image`.
+            cache: folder to keep stores in; default: ``images`` under ``cache_dir()``.
+            progress: wraps the iteration over the N images while they are decoded.
+
+        Raises:
+            DataError: an image cannot be decoded; nothing is kept.
+            RunError: the store cannot be written (disk full), with path and bytes written.
+        """
+        key = digest("images", VERSION, PIL.__version__, split.ids, split.fingerprints, size, mode)
+        path = Path(cache or cache_dir() / "images") / f"{key}.u8"
+        resize_image(np.zeros((1, 1, 3), np.uint8), size, mode)  # refuses a wrong size or mode, also for no images
+        store = _read(key, path, len(split), size)
+        if store is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                store = _read(key, path, len(split), size)  # another process may have made it meanwhile
+                if store is None:
+                    _write(path, split, size, mode, progress)
+                    store = _read(key, path, len(split), size)
+        assert store is not None, f"{path} was damaged as soon as it was written"
+        return store
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """The pixels, (N, S, S, 3) uint8, read-only."""
+        if not len(self):
+            return np.zeros(self.shape, np.uint8)
+        return np.memmap(self.path, np.uint8, "r", self.offset, self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageStore, (self.key, self.path, self.shape, self.offset, self.hashes)
+
+
+def _resized(split: Split, size: int, mode: str) -> Iterator[np.ndarray]:
+    with ThreadPoolExecutor(_THREADS) as pool:  # Pillow lets go of the interpreter while it decodes and resizes
+        for start in range(0, len(split), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(split)))
+            yield from pool.map(lambda i: resize_image(split.read(i), size, mode), chunk)
+
+
+def _write(path: Path, split: Split, size: int, mode: str, progress: Progress | None) -> None:
+    """Write the hashes after the pixels: (N, S, S, 3) uint8, then (N, 32) uint8."""
+    hashes = []
+    with atomic_write(path) as file:
+        images = _resized(split, size, mode)
+        for image in progress(images) if progress else images:
+            data = image.tobytes()
+            file.write(data)
+            hashes.append(hashlib.sha256(data).digest())
+        file.write(b"".join(hashes))
+
+
+def _read(key: str, path: Path, n: int, size: int) -> ImageStore | None:
+    """Return the store if it is there and every image has the hash it should have."""
+    if not path.exists():
+        return None
+    shape, image_bytes = (n, size, size, 3), size * size * 3
+    if path.stat().st_size == n * (image_bytes + 32):
+        hashes = b""
+        with open(path, "rb") as file:
+            file.seek(n * image_bytes)
+            hashes = file.read()
+        store = ImageStore(key, path, shape, 0, tuple(hashes[32 * i : 32 * i + 32].hex() for i in range(n)))
+
+        def intact(start: int) -> bool:
+            stop = min(start + _CHUNK, n)
+            return all(hashlib.sha256(store.images[i]).hexdigest() == store.hashes[i] for i in range(start, stop))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            if all(pool.map(intact, range(0, n, _CHUNK))):
+                return store
+    warnings.warn(f"{path} is damaged; its {n} images are decoded again", stacklevel=4)
+    return None

@@ -1,0 +1,111 @@
+"""PASCAL VOC: a devkit folder with ``VOC<year>/{Annotations,ImageSets/Main,JPEGImages}``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from hpdval.data.dataset import Dataset, Split
+from hpdval.data.listing import Classes, Listing, assemble, read_classes, read_lines, safe_path
+from hpdval.errors import DataError
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def load_voc(
+    source: Path,
+    root: Path | None,
+    *,
+    train: str | Sequence[str] = "2007/trainval",
+    test: str | Sequence[str] | None = "2007/test",
+    classes: Classes = CLASSES,
+    difficult: bool = True,
+    require_images: bool = True,
+) -> Dataset:
+    """Return the images of a devkit's image sets.
+
+    Ids are ``VOC2007/JPEGImages/000001.jpg``.  Boxes count from 0: a VOC box from 1 to 10 is x = 0, width = 10.
+
+    Args:
+        source: the devkit, the folder that holds ``VOC2007`` and its like.
+        root: where the image files are, if they lie in the same tree elsewhere.
+        train: image sets as ``year/set``, one or several, such as ``("2007/trainval", "2012/trainval")``.
+        test: the same for test images; None for none.
+        classes: class names in order; default: the twenty of VOC.
+        difficult: whether an object marked difficult counts as a positive.
+        require_images: False allows images that are not there, to work with labels only.
+
+    Raises:
+        DataError: names the file and the value.
+    """
+    names = read_classes(classes)
+    column = {name: i for i, name in enumerate(names)}
+    folder = root or source
+    splits = [
+        _read_split(source, folder, [sets] if isinstance(sets, str) else sets, column, difficult, require_images)
+        for sets in (train, test or ())
+    ]
+    return assemble(f"voc-{source.resolve().name}", names, *splits)
+
+
+def _read_split(
+    devkit: Path, root: Path, sets: Sequence[str], column: dict[str, int], difficult: bool, require_images: bool
+) -> Split:
+    listing = Listing(devkit)
+    objects: list[list[tuple[float, ...]]] = []
+    for chosen in sets:
+        year, _, name = chosen.removeprefix("VOC").partition("/")
+        year_folder = f"VOC{year}"
+        set_file = devkit / year_folder / "ImageSets" / "Main" / f"{name}.txt"
+        if not set_file.is_file():
+            there = sorted(
+                f"{p.parts[-4][3:]}/{p.stem}" for p in devkit.glob("VOC*/ImageSets/Main/*.txt") if "_" not in p.stem
+            )
+            raise DataError(
+                f"image set {chosen} is not in {devkit}; there: {', '.join(there) or 'none, so no VOC devkit'}"
+            )
+        for line, text in enumerate(read_lines(set_file), 1):
+            if not text:
+                continue
+            stem = safe_path(text.split()[0], f"{set_file}, line {line}")
+            rows = _objects(devkit / year_folder / "Annotations" / f"{stem}.xml", column, difficult)
+            listing.add(f"{year_folder}/JPEGImages/{stem}.jpg", [int(row[0]) for row in rows])
+            objects.append(rows)
+    return listing.split(
+        root,
+        len(column),
+        require_images=require_images,
+        boxes=lambda i: np.array(objects[i], np.float32).reshape(-1, 5),
+    )
+
+
+def _objects(path: Path, column: dict[str, int], difficult: bool) -> list[tuple[float, ...]]:
+    try:
+        tree = ElementTree.parse(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    rows: list[tuple[float, ...]] = []
+    for found in tree.getroot().iter("object"):
+        name = (found.findtext("name") or "").strip()
+        if name not in column:
+            raise DataError(f"{path}: object {name!r} is not in the class list; give classes=")
+        if (found.findtext("difficult") or "0").strip() == "1" and not difficult:
+            continue
+        try:
+            sides = [float(found.findtext(f"bndbox/{side}") or "nan") for side in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError:
+            sides = [math.nan]
+        if not all(map(math.isfinite, sides)) or sides[2] < sides[0] or sides[3] < sides[1]:
+            raise DataError(f"{path}: object {name} has no proper bndbox (xmin, ymin, xmax, ymax)")
+        left, top, right, bottom = sides
+        rows.append((column[name], left - 1, top - 1, right - left + 1, bottom - top + 1))
+    return rows
