@@ -86,7 +86,9 @@ class Dataset:
         for name in ("train", "val", "test"):
             columns = getattr(self, name).targets.shape[1]
             if columns != len(self.classes):
-                raise DataError(f"{self.name}: the {name} targets have {columns} columns for {len(self.classes)} classes")
+                raise DataError(
+                    f"{self.name}: the {name} targets have {columns} columns for {len(self.classes)} classes"
+                )
 
     @property
     def groups(self) -> dict[str, np.ndarray]:
