@@ -1,0 +1,156 @@
+"""Find a CLIP by name, configuration or folder, and its weights by tag, file or folder."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+
+from hpdval.errors import ModelError
+from hpdval.files import read_json, sha256_file
+from hpdval.models import weights
+from hpdval.models.clip import Clip, Preprocess
+from hpdval.models.numeric import resolve_device
+from hpdval.models.towers import patch_grid
+
+MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+
+
+def load_clip(
+    name: str | os.PathLike[str],
+    *,
+    pretrained: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Clip:
+    """Load a CLIP with a ViT image tower, in float32, in eval mode.
+
+    Args:
+        name: an open_clip model (``"ViT-B-16"``), a configuration json (``CLIP(**config)``, or open_clip's with
+            ``model_cfg`` and ``preprocess_cfg``), a folder with ``open_clip_config.json`` and weights, or ``"scenes"``,
+            the small model shipped with this package.
+        pretrained: an open_clip tag, downloaded by open_clip on this request only; a local file (.safetensors, .pt,
+            .pth, .bin); a folder as above; None for random weights (for ``"scenes"`` and a folder: their own).
+        device: where the model goes; ``"auto"`` is CUDA where there is one.
+        image_size: S in pixels, if not the native one: positional embeddings are interpolated (open_clip's own ViTs).
+        seed: of the random weights.
+
+    A tag brings its activation: ``load_clip("ViT-B-16", pretrained="openai")`` switches to the QuickGELU these weights
+    were trained with, and says so in ``.note`` (open_clip itself only warns).
+
+    Raises:
+        ConfigError: an unknown or absent device.
+        ModelError: an unknown name or tag, weights that do not fit or would run code, a failed download, or a tower
+            that gives no projected patch tokens.
+    """
+    config, source, shown = _resolve(name, pretrained)
+    notes = []
+    tag = None if source is None or isinstance(source, Path) else open_clip.get_pretrained_cfg(shown, source)
+    if tag:
+        if bool(tag.get("quick_gelu")) != bool(config["model_cfg"].get("quick_gelu")):
+            notes.append(
+                f"activation switched to {'QuickGELU' if tag.get('quick_gelu') else 'GELU'}, as {source!r} was trained"
+            )
+        config["model_cfg"]["quick_gelu"] = bool(tag.get("quick_gelu"))
+        config["preprocess_cfg"].update(tag)
+    if image_size is not None:
+        config["model_cfg"]["vision_cfg"]["image_size"] = image_size
+    model = _build(config, shown, seed)
+    path = weights.download(shown, str(source)) if tag else source
+    if path is None:
+        notes.append("random weights: nothing was loaded (pretrained=None)")
+    else:
+        weights.load_weights(model, Path(path), shown, resize=image_size is not None)
+    clip = Clip(model, config, shown, None if source is None else str(source), "; ".join(notes))
+    return clip.to(resolve_device(device)).eval()
+
+
+def _resolve(name: Any, pretrained: Any) -> tuple[dict[str, Any], Path | str | None, str]:
+    """Return the configuration, where weights come from (a file, a tag or nowhere), and the name to show."""
+    shown, source = str(name), None
+    if shown == "scenes":
+        config, source = _scenes()
+    elif Path(shown).is_dir():
+        config, source = read_json(Path(shown) / weights.FOLDER_CONFIG), weights.weights_in(Path(shown))
+    elif shown.endswith(".json"):
+        config = read_json(shown)
+    elif shown in open_clip.list_models():
+        config = open_clip.get_model_config(shown)
+    else:
+        near = difflib.get_close_matches(shown, open_clip.list_models(), n=3) or ["ViT-B-16", "ViT-B-32"]
+        raise ModelError(
+            f"{shown!r} is no open_clip model (try {', '.join(near)}), no configuration json and no folder"
+        )
+    config = _normal_form(config, shown)
+    if pretrained is None:
+        return config, source, shown
+    if Path(pretrained).is_dir():
+        other = Path(pretrained) / weights.FOLDER_CONFIG
+        if other.is_file():
+            theirs = _normal_form(read_json(other), str(other))
+            if bool(theirs["model_cfg"].get("quick_gelu")) != bool(config["model_cfg"].get("quick_gelu")):
+                raise ModelError(
+                    f"{other} and {shown} differ in quick_gelu; load the folder itself: load_clip({str(pretrained)!r})"
+                )
+            config["preprocess_cfg"] = theirs["preprocess_cfg"]
+        return config, weights.weights_in(Path(pretrained)), shown
+    if Path(pretrained).suffix in weights.SUFFIXES or Path(pretrained).exists():
+        return config, Path(pretrained), shown
+    if open_clip.is_pretrained_cfg(shown, str(pretrained)):
+        return config, str(pretrained), shown
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(shown)) or "none"
+    raise ModelError(
+        f"pretrained={str(pretrained)!r} is no file, no folder and no open_clip tag of {shown} (tags: {tags})"
+    )
+
+
+def _normal_form(config: Any, shown: str) -> dict[str, Any]:
+    """Return ``{"model_cfg": ..., "preprocess_cfg": ...}`` from either kind of configuration, complete and copied."""
+    model = config.get("model_cfg", config) if isinstance(config, dict) else {}
+    if not isinstance(model, dict) or not all(key in model for key in MODEL_KEYS):
+        raise ModelError(f"{shown} is no CLIP configuration; it needs {', '.join(MODEL_KEYS)}, as open_clip's do")
+    return copy.deepcopy({"model_cfg": model, "preprocess_cfg": dict(config.get("preprocess_cfg") or {})})
+
+
+def _scenes() -> tuple[Any, Path]:
+    from hpdval.assets import SCENES_CLIP_SHA256, asset_path
+
+    path = Path(asset_path("scenes_clip.safetensors"))
+    if sha256_file(path) != SCENES_CLIP_SHA256:
+        raise ModelError(f"{path} is damaged: its sha256 is not the pinned one; reinstall hpdval")
+    return read_json(asset_path("scenes_clip.json")), path
+
+
+def _build(config: dict[str, Any], name: str, seed: int) -> nn.Module:
+    """Build the open_clip model of a configuration with random weights, and complete the configuration."""
+    options = copy.deepcopy(config["model_cfg"])
+    if options["text_cfg"].get("hf_model_name"):
+        raise ModelError(
+            f"{name} has a Hugging Face text tower, which takes no learnable prompts here; use a native one"
+        )
+    options["vision_cfg"].update(patch_dropout=0.0)  # dropped patches have no place in a grid
+    if options["vision_cfg"].get("timm_model_name"):
+        options["vision_cfg"]["timm_model_pretrained"] = False  # nothing is downloaded to build a model
+    custom = options.pop("custom_text", False)
+    kind = open_clip.CLIP if not custom else open_clip.CoCa if "multimodal_cfg" in options else open_clip.CustomTextCLIP
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: Any = kind(**options)
+    except Exception as error:  # open_clip asserts, and torch raises as it pleases, on a wrong configuration
+        raise ModelError(f"open_clip cannot build {name}: {weights.brief(error)}; see its configuration") from error
+    patch_grid(model.visual, name)  # refuses before anything is downloaded
+    height, width = model.visual.image_size
+    if height != width:
+        raise ModelError(f"{name} takes images of {height} x {width} pixels; only square ones are supported")
+    complete = asdict(Preprocess.from_json({**config["preprocess_cfg"], "size": height}))
+    config["preprocess_cfg"] = {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
+    return model

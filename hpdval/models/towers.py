@@ -1,0 +1,84 @@
+"""Projected tokens from open_clip's image towers: which towers have them, and how they are read out.
+
+Letters: B images, P patches, W transformer width, D joint embedding width, S pixels of a side.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import open_clip
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from hpdval.errors import ModelError
+
+
+class ImageFeatures(NamedTuple):
+    """What an image becomes: both in the joint space, neither L2-normalised."""
+
+    cls: (
+        Tensor  # (B, D) the tower's own global embedding: the class token, or the mean of the patches where it pools so
+    )
+    patches: (
+        Tensor  # (B, P, D) every patch through the same final norm and the same projection, rows of the grid in order
+    )
+
+
+def image_features(visual: nn.Module, images: Tensor) -> ImageFeatures:
+    """Return f_cls and f_patch of normalised images (B, 3, S, S): f = ln_post(tokens) @ proj, for both.
+
+    open_clip's own ``output_tokens`` gives the patches without ``proj``, which lie in no common space with text.
+    """
+    if isinstance(visual, TimmModel):
+        return _timm_features(visual, images)
+    tower: Any = visual
+    x = tower.transformer(tower._embeds(images))  # (B, 1 + P, W)
+    pooled, tokens = tower._pool(x)  # (B, W), (B, P, W), both after ln_post ...
+    if tower.final_ln_after_pool:  # ... except where the norm follows the pooling
+        tokens = tower.ln_post(tokens)
+    return ImageFeatures(pooled @ tower.proj, tokens @ tower.proj)
+
+
+def _timm_features(visual: Any, images: Tensor) -> ImageFeatures:
+    trunk = visual.trunk
+    x = trunk.forward_features(images)  # (B, prefix + P, W)
+    tokens = trunk.head(
+        trunk.fc_norm(x[:, trunk.num_prefix_tokens :])
+    )  # timm's head is the projection, or the identity
+    return ImageFeatures(visual.head(trunk.forward_head(x)), visual.head(tokens))
+
+
+def patch_grid(visual: nn.Module, name: str) -> tuple[int, int]:
+    """Return the (rows, columns) of patches of a tower that gives projected patch tokens.
+
+    Raises:
+        ModelError: the tower cannot give them (ResNet, ConvNeXt, attentional pooling as in SigLIP and CoCa, ...).
+    """
+    if isinstance(visual, VisionTransformer):
+        tower: Any = visual
+        if tower.attn_pool is not None:
+            _refuse(name, "pools its patches by attention, after which there are no patches")
+        if tower.pool_type not in ("tok", "avg"):
+            _refuse(name, f"has no global embedding (pool_type {tower.pool_type!r})")
+        if not all(
+            hasattr(tower, part) for part in ("_embeds", "_pool", "transformer", "ln_post", "final_ln_after_pool")
+        ):
+            raise ModelError(f"open_clip {open_clip.__version__} lacks what hpdval uses; install open_clip_torch>=3.0")
+        return tuple(tower.grid_size)
+    if not isinstance(visual, TimmModel):
+        _refuse(name, f"has a {type(visual).__name__}, which has no patch tokens")
+    trunk: Any = visual.trunk
+    parts = ("forward_features", "forward_head", "fc_norm", "head", "num_prefix_tokens", "patch_embed")
+    if not all(hasattr(trunk, part) for part in parts) or not hasattr(trunk.patch_embed, "grid_size"):
+        _refuse(name, f"has timm's {type(trunk).__name__}, which has no patch tokens")
+    if trunk.global_pool not in ("token", "avg") or getattr(trunk, "attn_pool", None) is not None:
+        _refuse(name, f"pools its patches by {trunk.global_pool!r}, whose projection does not apply to a patch")
+    return tuple(trunk.patch_embed.grid_size)
+
+
+def _refuse(name: str, why: str) -> None:
+    raise ModelError(
+        f"{name} {why}; the method needs projected patch tokens: use a ViT such as 'ViT-B-16' or 'EVA02-B-16'"
+    )
