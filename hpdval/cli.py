@@ -105,6 +105,9 @@ def _predict(options: argparse.Namespace) -> None:
     paths = image_files(options.images)
 
     from hpdval.files import atomic_write
+    from hpdval.run import read_manifest
+
+    read_manifest(options.run)  # says that it is not a finished run before torch is loaded
     from hpdval.scoring import load_run
 
     scorer = load_run(options.run, device=options.device)

@@ -1,0 +1,62 @@
+# `make` or `make help` lists what there is.  Needs make and Python 3.11 or newer; everything else goes into .venv.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint notebooks-smoke lab nightly fix scenes-clip clean
+
+BIN := .venv/bin
+READY := .venv/.installed
+# The first Python that is new enough; `make setup PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUTF8 := 1
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## .venv with everything (again only when pyproject.toml changed)
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one, or name it: make setup PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; } || \
+		{ rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing torch, JupyterLab and the rest into .venv: up to 6 GB, some minutes, once."
+	@$(BIN)/python -m pip install --quiet --retries 10 --editable '.[test]'
+	@touch $@
+
+demo: setup  ## the whole method on the embedded data, then one table (ARGS="--seed 1")
+	@$(BIN)/hpdval demo $(ARGS)
+
+test: export OMP_NUM_THREADS ?= 2
+test: export MPLBACKEND := Agg
+test: lint  ## what CI runs: lint, types, unit tests, doctests, every notebook with smoke parameters
+	@$(BIN)/python tests/smoke_notebooks.py build/smoke
+	@$(BIN)/python -m pytest tests hpdval build/smoke -q $(NBVAL) $(ARGS)
+
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted; run: make fix"; exit 1; }
+	@$(BIN)/mypy
+
+fix: setup  ## format, and mend what ruff can
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+	@$(BIN)/nbstripout --keep-id notebooks/*.ipynb
+
+lab: setup  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+nightly: setup  ## what is too long for every change
+	@$(BIN)/python -m pytest tests -q -m nightly $(ARGS)
+
+scenes-clip: setup  ## train the shipped small CLIP again
+	@$(BIN)/python -m hpdval.training.pretrain $(ARGS)
+
+clean:  ## remove build products and tool caches; .venv and runs stay
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	@find hpdval tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,40 @@
+"""Copies of all notebooks with their own smoke parameters, for nbval: ``python tests/smoke_notebooks.py FOLDER``.
+
+nbval runs a notebook as it is and injects nothing, so papermill prepares the copies.  Each gets a fresh run folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import papermill
+
+from hpdval.files import read_json
+from hpdval.notebook_parameters import check_parameters, notebook_parameters, notebooks_dir
+
+
+def prepare(folder: Path) -> list[Path]:
+    """Write one copy of every notebook into ``folder``, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    copies, runs = [], {}
+    for notebook in sorted(notebooks_dir().glob("*.ipynb")):
+        known = notebook_parameters(notebook)
+        runs[notebook.stem] = str(folder / "runs" / notebook.stem)
+        stage1 = next((run for name, run in runs.items() if "stage1" in name), "")
+        given = {
+            "run_dir": runs[notebook.stem],
+            "stage1_run": stage1,
+            **read_json(notebook)["metadata"]["hpdval"]["smoke"],
+        }
+        values = check_parameters(notebook, {name: value for name, value in given.items() if name in known})
+        copy = folder / notebook.name
+        papermill.execute_notebook(notebook, copy, values, prepare_only=True, kernel_name="python3", language="python")
+        copies.append(copy)
+    return copies
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]).resolve())

@@ -1,0 +1,147 @@
+"""The command line: instant help, errors in one line with exit code 2, predictions as CSV."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hpdval
+from hpdval import cli
+from hpdval.demo import summary
+from hpdval.errors import RunError
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "hpdval.cli", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_help_is_there_in_half_a_second() -> None:
+    best = 10.0
+    for _ in range(3):  # the best of three, because the machine may be busy
+        began = time.perf_counter()
+        result = run("--help")
+        best = min(best, time.perf_counter() - began)
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in ("demo", "run", "predict", "doctor"))
+    assert best < 0.5
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"hpdval {hpdval.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nine"], "'nine' is neither a file nor a notebook of this project"),
+        (["run", "03", "-p", "seed"], "-p 'seed' is not NAME=VALUE"),
+        (["run", "03", "-p", "seed=1", "-p", "seed=2"], "-p seed is given twice"),
+        (["run", "03", "--timeout", "-5"], "--timeout is -5; it must be more than 0"),
+        (["predict", "run", "absent.jpg"], "absent.jpg does not exist"),
+        (["predict", "run", "x", "--labels"], "--labels needs --top N or --threshold T"),
+        (["predict", "run", "x", "--top", "0"], "--top is 0; it must be at least 1"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"hpdval: {message}")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in run("--debug", "run", "nine").stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    result = run("predict", str(tmp_path / "run"), str(tmp_path / "a.png"))
+    assert result.returncode == 2
+    assert "is not a run folder" in result.stderr
+
+
+# -- predict -------------------------------------------------------------------------------------------------------
+
+SCORES = np.array([[0.125, 0.5, -1.0], [0.25, 0.25, 1e-9]], np.float32)
+
+
+def written(**options: object) -> list[str]:
+    file = io.StringIO()
+    cli.write_scores(file, ["a, b.jpg", "c.jpg"], ["cat", "dog", "cow"], SCORES, **options)  # type: ignore[arg-type]
+    return file.getvalue().splitlines()
+
+
+def test_scores_best_first() -> None:
+    assert written() == [
+        "path,class,score",
+        '"a, b.jpg",dog,0.5',
+        '"a, b.jpg",cat,0.125',
+        '"a, b.jpg",cow,-1',
+        "c.jpg,cat,0.25",  # a tie keeps the order of the classes
+        "c.jpg,dog,0.25",
+        "c.jpg,cow,1e-09",
+    ]
+
+
+def test_labels_can_be_read_back_as_a_data_set() -> None:
+    assert written(labels=True, threshold=0.2) == ["path,labels", '"a, b.jpg",dog', "c.jpg,cat;dog"]
+    assert written(labels=True, threshold=0.3) == ["path,labels", '"a, b.jpg",dog', "c.jpg,"]
+    assert written(top=1, threshold=0.3) == ["path,class,score", '"a, b.jpg",dog,0.5']
+
+
+def test_folders_mean_the_pictures_in_them(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", "deep/c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = cli.image_files([str(tmp_path), str(tmp_path / "notes.txt")])
+    assert [Path(path).name for path in found] == ["a.png", "b.JPG", "c.webp", "notes.txt"]
+
+
+def test_predict_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fixed:
+        classes = ("cat", "dog", "cow")
+
+        def score_images(self, images: list[str], **options: object) -> np.ndarray:
+            return SCORES[: len(images)]
+
+    monkeypatch.setattr("hpdval.scoring.load_run", lambda folder, device: Fixed())
+    monkeypatch.setattr("hpdval.run.read_manifest", lambda folder: {})
+    (tmp_path / "a.png").write_bytes(b"")
+    arguments = ["predict", "run", str(tmp_path / "a.png"), "--top", "1"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"path,class,score\n{tmp_path / 'a.png'},dog,0.5\n"
+    assert cli.main([*arguments, "-o", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").read_text() == printed
+
+
+# -- demo and doctor -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_the_demo() -> None:
+    table = summary({"zero-shot": {"total": 61.239, "head": 70, "medium": 60.0, "tail": None}})
+    assert table.splitlines()[-1] == "| zero-shot | 61.24 | 70.00 |  60.00 |     - |"
+    assert len({len(line) for line in table.splitlines()}) == 1
+    with pytest.raises(RunError, match="stage 1 has no tail"):
+        summary({"stage 1": {"total": 1.0, "head": 1.0, "medium": 1.0}})
+
+
+def test_doctor_says_what_is_here_and_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hpdval.doctor import examine
+
+    monkeypatch.setenv("HPDVAL_CACHE", str(tmp_path / "none"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    report = examine()
+    assert f"hpdval {hpdval.__version__}" in report
+    assert "bfloat16 instructions" in report
+    assert f"cache: {tmp_path / 'none'} (empty)" in report
+    assert "hf download timm/vit_base_patch16_clip_224.openai" in report
