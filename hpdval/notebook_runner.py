@@ -111,6 +111,8 @@ def _make_room(folder: Path, key: str, *, force: bool, replace_stale: bool) -> N
             f"{folder} holds a run of {old.get('notebook')} with other parameters, sources or code; "
             "choose another --out, or --force to replace it"
         )
+    if old:
+        (folder / "manifest.json").unlink(missing_ok=True)  # of an attempt that ended badly; this one writes its own
     if force or other:
         if not old and any(p.name != "notebook.lock" for p in folder.iterdir()):
             raise RunError(f"{folder} holds files that no notebook run made; choose another --out")
