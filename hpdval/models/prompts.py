@@ -30,7 +30,7 @@ def class_prompts(classes: Sequence[str], template: str = TEMPLATE) -> list[str]
 
 @torch.no_grad()
 def hand_crafted(clip: Clip, classes: Sequence[str], template: str = TEMPLATE) -> Tensor:
-    """Return T_H, the fixed text features (C, D) of the template's prompts, not L2-normalised (HP-DVAL's fixed text embeddings)."""
+    """Return T_H, the fixed text features (C, D) of the template's prompts, not L2-normalised."""
     return clip.encode_text(class_prompts(classes, template))
 
 

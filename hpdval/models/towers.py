@@ -5,7 +5,7 @@ Letters: B images, P patches, W transformer width, D joint embedding width, S pi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -75,6 +75,9 @@ def patch_grid(visual: nn.Module, name: str) -> tuple[int, int]:
         _refuse(name, f"has timm's {type(trunk).__name__}, which has no patch tokens")
     if trunk.global_pool not in ("token", "avg") or getattr(trunk, "attn_pool", None) is not None:
         _refuse(name, f"pools its patches by {trunk.global_pool!r}, whose projection does not apply to a patch")
+    native, asked = tuple(trunk.patch_embed.img_size), tuple(cast(Any, visual).image_size)
+    if native != asked:
+        raise ModelError(f"{name} takes images of {native[0]} pixels only, not {asked[0]}; change image_size")
     return tuple(trunk.patch_embed.grid_size)
 
 

@@ -54,7 +54,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} has suffix {path.suffix!r}; weights are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ModelError(f"{path} does not exist")
-    if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+    if _is_torchscript(path):
         raise ModelError(
             f"{path} is a TorchScript archive, which is code; use the open_clip tag 'openai' or convert it"
         )
@@ -117,6 +117,14 @@ def weights_digest(model: nn.Module) -> str:
         sha.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
         sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _some(keys: Iterable[str], limit: int = 3) -> str:
