@@ -1,3 +1,76 @@
-"""hpdval: class-imbalanced multi-label image classification with vision-language models."""
+"""hpdval: recognising many labels per image when most labels are rare, with vision-language models.
+
+Public names are resolved on first use, so ``import hpdval`` loads neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "load_dataset": "hpdval.data.load",
+    "load_clip": "hpdval.models.load",
+    "dual_view_scores": "hpdval.models.dual_view",
+    "zero_shot": "hpdval.scoring",
+    "zero_shot_scorer": "hpdval.scoring",
+    "open_run": "hpdval.scoring",
+    "report_run": "hpdval.scoring",
+    "load_run": "hpdval.scoring",
+    "Scorer": "hpdval.scoring",
+    "train_stage1": "hpdval.training.stage1",
+    "train_stage2": "hpdval.training.stage2",
+    "average_precision": "hpdval.metrics",
+    "evaluate": "hpdval.metrics",
+    "paired_bootstrap": "hpdval.metrics",
+    "get_recipe": "hpdval.recipes",
+    "Run": "hpdval.run",
+    "HpdvalError": "hpdval.errors",
+}
+
+__all__ = [
+    "HpdvalError",
+    "Run",
+    "Scorer",
+    "__version__",
+    "average_precision",
+    "dual_view_scores",
+    "evaluate",
+    "get_recipe",
+    "load_clip",
+    "load_dataset",
+    "load_run",
+    "open_run",
+    "paired_bootstrap",
+    "report_run",
+    "train_stage1",
+    "train_stage2",
+    "zero_shot",
+    "zero_shot_scorer",
+]
+
+if TYPE_CHECKING:
+    from hpdval.data.load import load_dataset
+    from hpdval.errors import HpdvalError
+    from hpdval.metrics import average_precision, evaluate, paired_bootstrap
+    from hpdval.models.dual_view import dual_view_scores
+    from hpdval.models.load import load_clip
+    from hpdval.recipes import get_recipe
+    from hpdval.run import Run
+    from hpdval.scoring import Scorer, load_run, open_run, report_run, zero_shot, zero_shot_scorer
+    from hpdval.training.stage1 import train_stage1
+    from hpdval.training.stage2 import train_stage2
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'hpdval' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

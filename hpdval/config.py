@@ -1,0 +1,262 @@
+"""What a run depends on, as frozen dataclasses whose fields know their ranges; nothing here imports torch.
+
+An :class:`Experiment` is data: code reads its fields and never its name.  Every field can be overridden by a scalar
+under its dotted name, and a wrong name, type or value is refused in one line before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hpdval.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def number(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Any:
+    """Declare a numeric field with ``low <= value <= high`` and ``value > above``."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def choice(default: str, *allowed: str) -> Any:
+    """Declare a string field that takes one of ``allowed``."""
+    return field(default=default, metadata={"choices": allowed})
+
+
+class Checked:
+    """A dataclass whose fields are checked for type and range when it is made."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):  # type: ignore[arg-type]
+            _check(type(self).__name__, item.name, getattr(self, item.name), hints[item.name], item.metadata)
+
+
+def _allowed_types(hint: Any) -> tuple[type, ...]:
+    return tuple(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _check(owner: str, name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
+    allowed = _allowed_types(hint)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if type(value) not in allowed and not (float in allowed and whole) and not isinstance(value, allowed):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise ConfigError(f"{owner}.{name} is {value!r}; it must be {names}")
+    if isinstance(value, bool) and bool not in allowed:
+        raise ConfigError(f"{owner}.{name} is {value!r}; it must be a number, not a truth value")
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(f"{owner}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and "low" in metadata:
+        low, high, above = metadata["low"], metadata["high"], metadata["above"]
+        if not (math.isfinite(value) and low <= value <= high and value > above):
+            lower = f"more than {above:g}" if above > -math.inf else f"at least {low:g}" if low > -math.inf else ""
+            upper = f"at most {high:g}" if high < math.inf else ""
+            raise ConfigError(f"{owner}.{name} is {value}; it must be {' and '.join(filter(None, (lower, upper)))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Checked):
+    """Dual-view score (HP-DVAL eq. 4-6): ``alpha`` weighs the view ``reading`` says; ``k`` patches are averaged."""
+
+    alpha: float = number(0.4, 0.0, 1.0)
+    k: int | float = number(32 / 196, above=0)  # an int counts patches; a float in (0, 1] is a fraction of them
+    reading: str = choice("paper", "paper", "released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Checked):
+    """Training views: horizontal flip, RandAugment (operations of one magnitude), Cutout of a share of the side."""
+
+    flip: bool = True
+    randaugment_ops: int = number(2, 0, 10)
+    randaugment_magnitude: int = number(9, 0, 30)
+    cutout: float = number(0.5, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Checked):
+    """The classification loss by its name in ``hpdval.losses.LOSSES``, and its constants.
+
+    Which constants a loss reads is said in its own docstring; None leaves the loss's own default, and a constant that a
+    loss does not have must stay at its default here.
+    """
+
+    name: str = "db_focal"
+    tau: float = number(0.1, 0.0)
+    beta: float = number(10.0)
+    mu: float = number(0.3)
+    kappa: float = number(0.05, 0.0)
+    lam: float = number(5.0, above=0.0)
+    gamma: float | None = number(None, 0.0)
+    pos_scale: float | None = number(None, above=0.0)
+    nu: str | None = None
+    denominator: str | None = None
+    weights: str | float | None = None
+    focal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Checked):
+    """Optimisation of one stage: AdamW without weight decay on one-dimensional parameters."""
+
+    epochs: int = number(20, 1, 100_000)
+    batch_size: int = number(32, 1)
+    accumulate: int = number(1, 1)  # micro-batches whose gradients are averaged before an update
+    lr: float = number(1e-5, above=0.0, high=10.0)
+    weight_decay: float = number(1e-4, 0.0)
+    schedule: str = choice("constant", "constant", "one-cycle")
+    warmup: float = number(0.1, 0.0, 1.0)  # share of the one-cycle schedule that rises
+    ema_decay: float = number(0.0, 0.0, 1.0)  # 0: no moving average; otherwise the averaged weights are the result
+    clip_norm: float = number(0.0, 0.0)  # 0: gradients are not clipped
+    scale: float = number(20.0, above=0.0)  # start of the learnable scale of scores in the objective
+    bias: float | None = None  # start of the scalar bias; None centres the logits on the training images
+    scale_lr: float = number(1e-3, 0.0)  # learning rate of scale and bias; 0 keeps both fixed
+    loss: LossConfig = field(default_factory=LossConfig)
+    precision: str = choice("auto", "auto", "float32", "bfloat16")  # auto: bfloat16 autocast on CUDA, else float32
+    workers: int = number(0, 0, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(TrainingConfig):
+    """Dual-view alignment learning: the student ViT is trained, the text embeddings and the teacher are fixed."""
+
+    kd_weight: float = number(1.0, 0.0)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(TrainingConfig):
+    """Hierarchical prompt tuning: two sets of context vectors are trained, every encoder is fixed."""
+
+    epochs: int = number(10, 1, 100_000)
+    lr: float = number(5e-6, above=0.0, high=10.0)
+    contexts: int = number(4, 1, 70)  # M; "init" as words has its own length, which must agree
+    init: str = "normal"  # "normal": N(0, 0.02); otherwise the words whose token embeddings start the contexts
+    prompts: str = choice("both", "both", "global", "local")  # the sets that are learned; the other stays hand-crafted
+    sc_weight: float = number(1.0, 0.0)
+    sc_anchor: str = choice("global", "global", "local", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Checked):
+    """Everything a result depends on besides the data: models, scores, both stages, evaluation and the seed."""
+
+    name: str
+    dataset: str = "scenes-lt"
+    clip: str = "scenes"
+    pretrained: str | None = None
+    template: str = "a photo of a {}."
+    resize: str = choice("squash", "squash", "crop")
+    seed: int = number(0, 0, 2**31 - 1)
+    val: float = number(0.0, 0.0, 0.5)
+    selection: str = choice("last", "last", "validation")
+    readout: str = choice("raw", "raw", "softmax", "l2")
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.selection == "validation" and self.val == 0:
+            raise ConfigError("selection='validation' needs a validation part; set val, for example val=0.2")
+        if "{}" not in self.template:
+            raise ConfigError(f"template is {self.template!r}; it must hold {{}} where the class name goes")
+
+    def override(self, **values: Any) -> Experiment:
+        """Return a copy with fields replaced by dotted name, for example ``override(**{"stage1.lr": 1e-4})``."""
+        return override(self, values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as plain nested dictionaries."""
+        return asdict(self)
+
+
+def override(config: T, values: Mapping[str, Any]) -> T:
+    """Return ``config`` with scalar fields replaced by dotted name; strings are read as the field's type.
+
+    Raises:
+        ConfigError: an unknown name (close ones are suggested), a wrong type or a value out of range.
+
+    >>> override(Experiment(name="x"), {"stage1.epochs": "3", "score.alpha": 0.5}).stage1.epochs
+    3
+    """
+    known = field_names(config)
+    for name in values:
+        if name not in known:
+            inner = [field for field in known if field.startswith(name + ".")]
+            close = difflib.get_close_matches(name, known, n=3) or [f for f in known if f.endswith("." + name)]
+            hint = f"it is a group of {', '.join(inner)}" if inner else f"did you mean {', '.join(close or known)}"
+            raise ConfigError(f"there is no field {name!r}; {hint}")
+    return _replaced(config, values, "")
+
+
+def _replaced(config: T, values: Mapping[str, Any], prefix: str) -> T:
+    """Replace all fields of one dataclass at once: some are only valid together."""
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        full, old = prefix + item.name, getattr(config, item.name)
+        if full in values:
+            changes[item.name] = _parse(full, values[full], hints[item.name])
+        elif is_dataclass(old) and any(name.startswith(full + ".") for name in values):
+            changes[item.name] = _replaced(old, values, full + ".")
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def field_names(config: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of all scalar fields of a config, in order."""
+    names: list[str] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        names += field_names(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return names
+
+
+def _parse(name: str, value: Any, hint: Any) -> Any:
+    """Read a string as the field's type; other values pass and are checked by the dataclass itself."""
+    allowed = _allowed_types(hint)
+    if not isinstance(value, str):
+        return value
+    if type(None) in allowed and value.lower() in ("none", "null"):
+        return None
+    if str in allowed:
+        return value
+    if bool in allowed and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        if kind in allowed:
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+    raise ConfigError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def parse_overrides(text: str) -> dict[str, str]:
+    """Read ``"stage1.lr=1e-4 stage2.epochs=3"`` as a mapping; quote values that hold blanks.
+
+    >>> parse_overrides("stage1.lr=1e-4 stage2.init='a photo of a'")
+    {'stage1.lr': '1e-4', 'stage2.init': 'a photo of a'}
+    """
+    import shlex
+
+    result: dict[str, str] = {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"overrides {text!r} cannot be read ({error}); write name=value name=value") from None
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign):
+            raise ConfigError(f"override {word!r} is not name=value, for example stage1.lr=1e-4")
+        if name in result:
+            raise ConfigError(f"override {name!r} is given twice; give it once")
+        result[name] = value
+    return result

@@ -1,0 +1,282 @@
+"""One run, one folder: locked while in use, resumable, and done only when its manifest, written last, says so.
+
+run.json            what was started (key, configuration), written first
+metrics.jsonl       one JSON object a line, as training goes
+checkpoint*.safetensors, model.safetensors, model.json
+predictions.npz     ids, scores, targets, classes
+result.json         the result that tables and reports read
+manifest.json       written last: status, code, packages, hardware, seeds, wall time, hash of every file
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+import hpdval
+from hpdval.errors import RunError
+from hpdval.files import atomic_write, digest, read_json, sha256_file, write_json
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn", "pillow", "safetensors")
+# what the notebook runner still writes or holds when the manifest is written
+NOT_LISTED = {"run.lock", "manifest.json", "notebook.json", "notebook.lock", "partial.ipynb", "executed.ipynb"}
+
+
+class Run:
+    """A folder that one process at a time may write.
+
+    ``config`` and ``inputs`` (data and weight digests) make the key: the same key resumes or is already done, another
+    key in the same folder is refused.  Use it as a context manager, or call :meth:`finish` or :meth:`close`.
+
+    Raises:
+        RunError: the folder is in use by another process, or holds a run with another key.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder).expanduser().resolve()
+        self.kind = kind
+        # through JSON once, so that what is compared and stored is what a later process will read
+        self.config = json.loads(json.dumps(dict(config), default=str))
+        self.inputs = json.loads(json.dumps(dict(inputs or {}), default=str))
+        self.key = digest(kind, self.config, self.inputs, hpdval.__version__)
+        self._began = time.time()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / "run.lock")
+        try:
+            self._lock.acquire(timeout=0)  # the operating system frees it when a process dies, so no lock goes stale
+        except Timeout:
+            raise RunError(
+                f"{self.folder} is in use by another process; wait for it or choose another folder"
+            ) from None
+        try:
+            self._claim()
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self) -> None:
+        for stale in self.folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
+        start = self.path("run.json")
+        if start.exists():
+            old = read_json(start)
+            if old.get("key") != self.key:
+                raise RunError(
+                    f"{self.folder} holds another run ({_difference(old, self.describe())}); "
+                    "choose another folder or delete it"
+                )
+        else:
+            write_json(start, {**self.describe(), "started": self._began})
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the key is made of."""
+        return {
+            "key": self.key,
+            "kind": self.kind,
+            "version": hpdval.__version__,
+            "config": self.config,
+            "inputs": self.inputs,
+        }
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of this run."""
+        return self.folder / name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest of this very run says it is done."""
+        path = self.path("manifest.json")
+        return path.exists() and read_json(path).get("key") == self.key and read_json(path)["status"] == "done"
+
+    # -- metrics ---------------------------------------------------------------------------------------------------
+
+    def log(self, **record: Any) -> None:
+        """Append one record to ``metrics.jsonl``; it is on disk when this returns."""
+        line = json.dumps(record, allow_nan=False)
+        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return all records; a last line cut off by a crash is left out."""
+        return read_metrics(self.folder)
+
+    def forget_metrics(self, stage: str, after_step: int) -> None:
+        """Drop records of ``stage`` later than ``after_step``: what a resumed run is about to repeat."""
+        kept = [r for r in self.metrics() if r.get("stage") != stage or r.get("step", 0) <= after_step]
+        with atomic_write(self.path("metrics.jsonl"), "w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def save_predictions(self, ids: Any, scores: np.ndarray, targets: np.ndarray, classes: Any) -> Path:
+        """Write scores (N, C) float32 and targets (N, C) uint8 with their ids and classes to ``predictions.npz``."""
+        path = self.path("predictions.npz")
+        with atomic_write(path) as file:
+            np.savez_compressed(
+                file,
+                ids=np.asarray(list(ids), dtype=np.str_),
+                scores=np.asarray(scores, dtype=np.float32),
+                targets=np.asarray(targets, dtype=np.uint8),
+                classes=np.asarray(list(classes), dtype=np.str_),
+            )
+        return path
+
+    def finish(self, result: Mapping[str, Any] | None = None) -> None:
+        """Write ``result.json``, then the manifest, then release the folder."""
+        if result is not None:
+            write_json(self.path("result.json"), dict(result))
+        write_json(self.path("manifest.json"), self._manifest())
+        self.close()
+
+    def _manifest(self) -> dict[str, Any]:
+        started = read_json(self.path("run.json")).get("started", self._began)
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.name not in NOT_LISTED)
+        return {
+            "status": "done",
+            **self.describe(),
+            "code": code_state(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "hardware": hardware(),
+            "started": started,
+            "finished": time.time(),
+            "wall_seconds": round(time.time() - self._began, 3),
+            "files": {str(p.relative_to(self.folder)): sha256_file(p) for p in files if not p.name.endswith(".tmp")},
+        }
+
+    def close(self) -> None:
+        """Release the folder; an unfinished run stays resumable."""
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the records of ``metrics.jsonl`` in ``folder``; a last line cut off by a crash is left out.
+
+    Raises:
+        RunError: a line other than the last is not JSON; the message names file and line.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise RunError(f"{path}, line {number} is not JSON; the file is damaged") from None
+    return records
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the manifest of a finished run.
+
+    Raises:
+        RunError: there is no manifest: the run did not finish; the message says how to go on.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        what = "is not a finished run" if (path.parent / "run.json").exists() else "is not a run folder"
+        raise RunError(f"{path.parent} {what} (no manifest.json); run the same command again to finish it")
+    manifest: dict[str, Any] = read_json(path)
+    return manifest
+
+
+def read_predictions(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return ids, scores, targets and classes of a finished run, checked against the manifest's hash.
+
+    Raises:
+        RunError: the run is unfinished, has no predictions, or the file was altered.
+    """
+    manifest, path = read_manifest(folder), Path(folder) / "predictions.npz"
+    if "predictions.npz" not in manifest["files"] or not path.exists():
+        raise RunError(f"{folder} has no predictions.npz")
+    if sha256_file(path) != manifest["files"]["predictions.npz"]:
+        raise RunError(f"{path} differs from its hash in the manifest; it is damaged or was altered")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def code_state() -> dict[str, Any]:
+    """Return version, commit and dirty flag of the code; the last two are None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    state: dict[str, Any] = {"version": hpdval.__version__, "commit": None, "dirty": None}
+    if not (root / ".git").exists():
+        return state
+    try:
+        git = ["git", "-C", str(root)]
+        state["commit"] = (
+            subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None
+        )
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "hpdval"], capture_output=True, text=True).stdout
+        state["dirty"] = bool(changed.strip())
+    except OSError:  # no git on this machine
+        pass
+    return state
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, cores, and the CUDA device if torch is loaded and sees one."""
+    torch = sys.modules.get("torch")
+    cuda = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
+    threads = torch.get_num_threads() if torch is not None else None
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "cuda": cuda,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the first few leaves in which two descriptions differ."""
+
+    def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            return {prefix: value}
+        return {k: v for name, inner in value.items() for k, v in leaves(inner, f"{prefix}.{name}".lstrip(".")).items()}
+
+    before, after = leaves(old), leaves(new)
+    changed = [n for n in sorted({*before, *after} - {"key"}) if before.get(n) != after.get(n)]
+    return (
+        "; ".join(f"{n}: {before.get(n)!r} there, {after.get(n)!r} here" for n in changed[:3])
+        or "its record is damaged"
+    )

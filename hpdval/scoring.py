@@ -1,0 +1,316 @@
+"""From images to scores: features of a split, the :class:`Scorer` every method returns, zero-shot, and finished runs.
+
+Letters: N images, B in a batch, C classes, P patches, D joint width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpdval.checkpoint import load_tensors, save_tensors
+from hpdval.config import Experiment, ScoreConfig
+from hpdval.data.dataset import Dataset, Split
+from hpdval.data.decode import decode
+from hpdval.data.store import ImageStore, resize_image
+from hpdval.errors import RunError
+from hpdval.files import atomic_write, digest, sha256_file, write_json
+from hpdval.metrics import Evaluation, evaluate
+from hpdval.models import Clip, ImageFeatures, load_clip
+from hpdval.models.dual_view import dual_view_scores
+from hpdval.models.numeric import autocast, resolve_device
+from hpdval.models.prompts import TEMPLATE, hand_crafted
+from hpdval.progress import progress
+from hpdval.run import Run, read_manifest
+
+RESIZE_MODES = {"shortest": "crop", "squash": "squash"}  # open_clip's names, and the store's
+
+
+def native_resize(clip: Clip) -> str:
+    """Return the store's mode for how this model's images were resized: ``crop`` (CLIP) or ``squash``."""
+    return RESIZE_MODES.get(clip.preprocess.resize_mode, "squash")
+
+
+def _batches(images: np.ndarray, size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(images), size):
+        yield torch.from_numpy(np.array(images[start : start + size]))  # (B, S, S, 3) uint8
+
+
+@torch.no_grad()
+def encode(
+    clip: Clip,
+    images: np.ndarray,
+    *,
+    batch_size: int = 128,
+    precision: str = "auto",
+    description: str = "encoding",
+    show: bool = True,
+) -> Iterator[ImageFeatures]:
+    """Yield projected class (B, D) and patch tokens (B, P, D), float32 on the model's device, batch by batch.
+
+    Args:
+        images: (N, S, S, 3) uint8, already resized to the model's input, as :class:`ImageStore` keeps them.
+    """
+    device = clip.device
+    training = clip.training
+    clip.eval()
+    try:
+        total = -(-len(images) // batch_size)
+        for batch in progress(_batches(images, batch_size), description, total=total, show=show):
+            with autocast(device, precision):
+                features = clip.encode_image(clip.normalise(batch.to(device)))
+            yield ImageFeatures(features.cls.float(), features.patches.float())
+    finally:
+        clip.train(training)
+
+
+def encode_split(clip: Clip, split: Split, *, resize: str | None = None, **options: Any) -> ImageFeatures:
+    """Return all features of a split at once: class tokens (N, D) and patch tokens (N, P, D), float32."""
+    images = ImageStore.open(split, clip.image_size, mode=resize or native_resize(clip)).images
+    parts = list(encode(clip, images, **options))
+    return ImageFeatures(torch.cat([part.cls for part in parts]), torch.cat([part.patches for part in parts]))
+
+
+class Scorer:
+    """Images in, scores (N, C) out: what every method returns and every report reads.
+
+    ``text_global`` and ``text_local`` (C, D) are the text embeddings of the two views; ``score`` says how the views are
+    fused (HP-DVAL eq. 4-6).  ``contexts`` holds learned context vectors (M, W), where there are any.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        text_global: torch.Tensor,
+        text_local: torch.Tensor | None = None,
+        *,
+        score: ScoreConfig | None = None,
+        resize: str | None = None,
+        template: str = TEMPLATE,
+        contexts: Mapping[str, torch.Tensor] | None = None,
+        method: str = "",
+    ) -> None:
+        self.clip = clip
+        self.classes = tuple(classes)
+        self.text_global = text_global.detach()
+        self.text_local = self.text_global if text_local is None else text_local.detach()
+        self.score_config = score or ScoreConfig()
+        self.resize = resize or native_resize(clip)
+        self.template = template
+        self.contexts = {name: value.detach() for name, value in (contexts or {}).items()}
+        self.method = method
+        self._clip_file: Path | None = None  # the saved weights this scorer was loaded from, for a hard link
+
+    def share_clip_of(self, other: Scorer) -> None:
+        """Say that the encoders are ``other``'s, untouched: saving then links its file instead of writing another."""
+        self._clip_file = other._clip_file
+
+    @torch.no_grad()
+    def score_features(self, features: ImageFeatures) -> torch.Tensor:
+        """Return (B, C) float32 scores of encoded images."""
+        device = features.cls.device
+        return dual_view_scores(
+            features.cls,
+            features.patches,
+            self.text_global.to(device),
+            self.text_local.to(device),
+            **asdict(self.score_config),
+        )
+
+    def score_array(self, images: np.ndarray, **options: Any) -> np.ndarray:
+        """Return (N, C) float32 scores of images (N, S, S, 3) uint8 that are already resized."""
+        parts = [self.score_features(f).cpu() for f in encode(self.clip, images, description="scoring", **options)]
+        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    def score(self, split: Split, **options: Any) -> np.ndarray:
+        """Return (N, C) float32 scores of a split, in its order."""
+        return self.score_array(ImageStore.open(split, self.clip.image_size, mode=self.resize).images, **options)
+
+    def score_images(self, images: Iterable[str | os.PathLike[str] | np.ndarray], **options: Any) -> np.ndarray:
+        """Return (N, C) float32 scores of image files, or of (H, W, 3) uint8 arrays of any size.
+
+        Raises:
+            DataError: a file cannot be decoded; the message names it.
+        """
+        size = self.clip.image_size
+        ready = [resize_image(i if isinstance(i, np.ndarray) else decode(i), size, self.resize) for i in images]
+        stacked = np.stack(ready) if ready else np.zeros((0, size, size, 3), np.uint8)
+        return self.score_array(stacked, **options)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the whole model to ``folder``: ``clip.json`` and ``clip.safetensors`` load in open_clip, too."""
+        folder = Path(folder)
+        write_json(folder / "clip.json", self.clip.config)
+        _link_or_write(self._clip_file, folder / "clip.safetensors", self.clip)
+        state = {
+            "classes": self.classes,
+            "score": asdict(self.score_config),
+            "resize": self.resize,
+            "template": self.template,
+            "method": self.method,
+        }
+        tensors = {"text_global": self.text_global, "text_local": self.text_local}
+        tensors |= {f"context.{name}": value for name, value in self.contexts.items()}
+        save_tensors(folder / "model.safetensors", tensors, state)
+        self._clip_file = folder / "clip.safetensors"
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Scorer:
+        """Read what :meth:`save` wrote."""
+        folder = Path(folder)
+        where = resolve_device(device)
+        tensors, state = load_tensors(folder / "model.safetensors")
+        tensors = {name: value.to(where) for name, value in tensors.items()}
+        clip = load_clip(str(folder / "clip.json"), pretrained=str(folder / "clip.safetensors"), device=str(where))
+        scorer = cls(
+            clip,
+            state["classes"],
+            tensors["text_global"],
+            tensors["text_local"],
+            score=ScoreConfig(**state["score"]),
+            resize=state["resize"],
+            template=state["template"],
+            contexts={name.removeprefix("context."): t for name, t in tensors.items() if name.startswith("context.")},
+            method=state["method"],
+        )
+        scorer._clip_file = folder / "clip.safetensors"
+        return scorer
+
+
+def _link_or_write(source: Path | None, target: Path, clip: Clip) -> None:
+    """A stage that leaves the encoders alone shares their file: a hard link costs no disk."""
+    if source is not None and source.exists():
+        if source.resolve() == target.resolve():
+            return
+        try:
+            target.unlink(missing_ok=True)
+            os.link(source, target)
+            return
+        except OSError:  # another file system
+            pass
+    from safetensors.torch import save
+
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in clip.model.state_dict().items()}
+    with atomic_write(target) as file:
+        file.write(save(tensors))
+
+
+def zero_shot(
+    clip: Clip,
+    split: Split,
+    classes: Sequence[str],
+    *,
+    template: str = TEMPLATE,
+    alpha: float = 1.0,
+    k: int | float = 32 / 196,
+    reading: str = "paper",
+    resize: str | None = None,
+    **options: Any,
+) -> np.ndarray:
+    """Return zero-shot scores (N, C) float32 of a split: cosines with the hand-crafted prompts of the classes.
+
+    The default ``alpha=1`` is CLIP's own global view; a smaller one mixes in the mean of the k best patches
+    (HP-DVAL eq. 4-6).
+    """
+    return zero_shot_scorer(
+        clip, classes, template=template, score=ScoreConfig(alpha=alpha, k=k, reading=reading), resize=resize
+    ).score(split, **options)
+
+
+def zero_shot_scorer(
+    clip: Clip,
+    classes: Sequence[str],
+    *,
+    template: str = TEMPLATE,
+    score: ScoreConfig | None = None,
+    resize: str | None = None,
+) -> Scorer:
+    """Return CLIP as it is, as a :class:`Scorer`; global view only unless ``score`` says otherwise."""
+    return Scorer(
+        clip,
+        classes,
+        hand_crafted(clip, classes, template),
+        score=score or ScoreConfig(alpha=1.0),
+        resize=resize,
+        template=template,
+        method="zero-shot",
+    )
+
+
+def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
+    """Return the scorer of a finished run; its files are checked against the manifest.
+
+    Raises:
+        RunError: the run is unfinished, holds no model, or a file was altered.
+    """
+    folder = Path(folder)
+    files = read_manifest(folder)["files"]
+    for name in ("clip.json", "clip.safetensors", "model.safetensors"):
+        if name not in files or not (folder / name).exists():
+            raise RunError(f"{folder} holds no model ({name} is missing); runs of both stages and zero-shot do")
+        if sha256_file(folder / name) != files[name]:
+            raise RunError(f"{folder / name} differs from its hash in the manifest; it is damaged or was altered")
+    return Scorer.load(folder, device=device)
+
+
+def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer) -> Run:
+    """Open the run of ``kind`` whose key holds the experiment, the data and the weights it starts from."""
+    return Run(folder, kind=kind, config=experiment.as_dict(), inputs=run_inputs(dataset, experiment, start))
+
+
+def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[str, Any]:
+    """Return what a run depends on besides its configuration: digests of labels, pixels and starting weights."""
+    size, resize = start.clip.image_size, experiment.resize
+    pixels = {
+        name: digest(list(ImageStore.open(split, size, mode=resize).hashes))
+        for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
+    }
+    labels = {
+        name: digest(split.ids, split.targets.tolist())
+        for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
+    }
+    return {
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "images": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
+        "labels": labels,
+        "pixels": pixels,
+        "weights": start.clip.weights_sha256,
+        "start": start.method,
+    }
+
+
+def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True) -> Evaluation:
+    """Save the model, score the test split, save predictions and result, and finish the run.
+
+    The result carries its protocol: data set, N, read-out, selection rule and seed.
+    """
+    scores = scorer.score(dataset.test, show=show)
+    result = evaluate(
+        scores,
+        dataset.test.targets,
+        dataset.class_counts,
+        readout=experiment.readout,
+        classes=dataset.classes,
+        protocol=f"{dataset.name} test, {len(dataset.test)} images",
+        selection={"last": "last epoch", "validation": "best epoch on validation"}[experiment.selection],
+    )
+    scorer.save(run.folder)
+    run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
+    run.finish(
+        {
+            "method": scorer.method,
+            "recipe": experiment.name,
+            "seed": experiment.seed,
+            "notes": list(dataset.notes),
+            **result.as_dict(),
+        }
+    )
+    return result

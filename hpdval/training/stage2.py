@@ -1,0 +1,168 @@
+"""Stage 2, hierarchical prompt tuning (HP-DVAL section III-C): two sets of contexts learn, every encoder stays.
+
+L2 = L_cls + sc_weight * L_sc.  The ViT is frozen and the view fixed, so features are computed once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpdval.config import Experiment
+from hpdval.data.dataset import Dataset
+from hpdval.models import ImageFeatures
+from hpdval.models.prompts import context_init, hand_crafted
+from hpdval.run import Run
+from hpdval.scoring import Scorer, encode_split
+from hpdval.training.loop import Batch, Task, fit
+from hpdval.training.objective import Objective, centred, validation_map
+from hpdval.training.optim import parameter_groups
+from hpdval.training.session import training_session
+
+
+def semantic_consistency_loss(fixed: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """L_sc: mean absolute difference of text embeddings (C, D), not normalised (HP-DVAL eq. 10 and 17).
+
+    >>> semantic_consistency_loss(torch.zeros(2, 3), torch.full((2, 3), 2.0))
+    tensor(2.)
+    """
+    return (fixed.float() - learned.float()).abs().mean()
+
+
+class PromptTuning(Task):
+    """The task of stage 2: contexts (M, W) of the global and the local prompts, and the objective's scale and bias."""
+
+    text: torch.Tensor  # T_H (C, D)
+
+    def __init__(self, start: Scorer, text: torch.Tensor, objective: Objective, experiment: Experiment) -> None:
+        super().__init__()
+        config = self.config = experiment.stage2
+        self.classes = start.classes
+        self.encoder = start.clip.requires_grad_(False)
+        self.objective = objective
+        self.register_buffer("text", text)
+        learned = ("global", "local") if config.prompts == "both" else (config.prompts,)
+        self.contexts = nn.ParameterDict(
+            {
+                name: nn.Parameter(
+                    context_init(start.clip, config.contexts, init=config.init, seed=experiment.seed + i)
+                )
+                for i, name in enumerate(learned)
+            }
+        )
+        self.initial = {name: value.detach().clone() for name, value in self.contexts.items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups: the contexts at ``lr``, scale and bias at ``scale_lr``."""
+        contexts = parameter_groups(self.contexts, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return contexts + parameter_groups(self.objective, lr=self.config.scale_lr, weight_decay=0.0)
+
+    def texts(self) -> dict[str, torch.Tensor]:
+        """Return T_G and T_L (C, D); a set that is not learned stays hand-crafted."""
+        texts = {"global": self.text, "local": self.text}
+        return texts | {name: self.encoder.encode_prompts(c, self.classes) for name, c in self.contexts.items()}
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return ``cls`` and ``sc`` of a batch with ``features`` and ``targets`` (B, C)."""
+        texts = self.texts()
+        losses = {"cls": self.objective(batch["features"], texts["global"], texts["local"], batch["targets"])}
+        anchored = ("global", "local") if self.config.sc_anchor == "both" else (self.config.sc_anchor,)
+        if self.config.sc_weight:
+            distances = [semantic_consistency_loss(self.text, texts[name]) for name in anchored]
+            losses["sc"] = self.config.sc_weight * torch.stack(distances).sum()
+        return losses
+
+    def shift(self) -> dict[str, float]:
+        """Return how far each context set moved: the mean absolute change of its entries, in units of embedding."""
+        return {n: float((c.detach() - self.initial[n]).abs().mean()) for n, c in self.contexts.items()}
+
+
+class FeatureBatches:
+    """Batches of features that were computed once, their targets (B, C) float32 and ids."""
+
+    def __init__(self, features: ImageFeatures, dataset: Dataset) -> None:
+        self.features, self.ids = features, dataset.train.ids
+        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32)).to(features.cls.device)
+
+    def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """Yield one batch for each array of image indices; the view is fixed, so ``epoch`` changes nothing."""
+        for batch in indices:
+            chosen = torch.from_numpy(batch).to(self.targets.device)
+            features = ImageFeatures(self.features.cls[chosen], self.features.patches[chosen])
+            yield {"features": features, "targets": self.targets[chosen], "ids": [self.ids[i] for i in batch]}
+
+
+def train_stage2(
+    dataset: Dataset,
+    experiment: Experiment | str = "scenes",
+    *,
+    run: Run | str | os.PathLike[str],
+    start: Scorer | str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    show: bool = True,
+) -> Scorer:
+    """Tune global and local prompts on a frozen encoder and return the scorer.
+
+    Args:
+        experiment: a recipe's name or an experiment.
+        run: a folder, which is then trained, evaluated on the test split and finished (and merely loaded when it
+            already is), or an open :class:`Run`, which the caller finishes.
+        start: the scorer of stage 1, or the folder of its run; None starts from CLIP as the experiment names it.
+
+    Raises:
+        RunError: the folder is in use or holds another run, or ``start`` is not a finished run.
+        NonFiniteLossError: the loss became NaN or infinite; nothing was updated from it.
+    """
+    with training_session("stage2", dataset, experiment, run, start=start, device=device, show=show) as session:
+        if session.done is None:
+            session.conclude(_train(session.dataset, session.experiment, session.run, session.start, show))
+        return session.scorer
+
+
+def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, show: bool) -> Scorer:
+    config = experiment.stage2
+    text = hand_crafted(start.clip, dataset.classes, experiment.template)
+    features = encode_split(start.clip, dataset.train, resize=experiment.resize, precision=config.precision, show=show)
+    objective = centred(config, experiment.score, dataset, start, features).to(text.device)
+    task = PromptTuning(start, text, objective, experiment)
+
+    def scorer() -> Scorer:
+        with torch.no_grad():
+            texts = task.texts()
+        result = Scorer(
+            start.clip,
+            dataset.classes,
+            texts["global"],
+            texts["local"],
+            score=experiment.score,
+            resize=experiment.resize,
+            template=experiment.template,
+            contexts=dict(task.contexts.items()),
+            method="stage 2",
+        )
+        result.share_clip_of(start)
+        return result
+
+    fit(
+        task,
+        FeatureBatches(features, dataset),
+        config,
+        run,
+        stage="stage2",
+        n_images=len(dataset.train),
+        seed=experiment.seed,
+        validate=validation_map(dataset, experiment, scorer),
+        show=show,
+    )
+    run.log(
+        stage="stage2",
+        scale=float(objective.scale.detach()),
+        bias=float(objective.bias.detach()),
+        context_shift=task.shift(),
+    )
+    return scorer()

@@ -1,0 +1,111 @@
+"""Experiments are data: fields know their ranges, overrides are checked by name, type and value."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from hpdval.config import Experiment, ScoreConfig, Stage1Config, field_names, override, parse_overrides
+from hpdval.errors import ConfigError
+from hpdval.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_complete_and_named(name: str) -> None:
+    experiment = get_recipe(name)
+    assert experiment.name == name
+    assert RECIPES[name].__doc__, "a recipe states its expected result and command"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"stage1.epoch": 3}, "stage1.epochs"),
+        ({"epochs": 3}, "stage1.epochs"),
+        ({"stage1": 3}, "stage1.lr"),
+        ({"stage1.lr": "fast"}, "must be float"),
+        ({"stage1.lr": 0.0}, "more than 0"),
+        ({"stage1.lr": math.nan}, "more than 0"),
+        ({"stage1.epochs": 2.5}, "must be int"),
+        ({"stage1.epochs": True}, "must be"),
+        ({"stage1.epochs": "0"}, "at least 1"),
+        ({"score.alpha": 1.5}, "at most 1"),
+        ({"score.reading": "papr"}, "'paper', 'released'"),
+        ({"stage1.augment.flip": "maybe"}, "must be bool"),
+        ({"selection": "validation"}, "val=0.2"),
+        ({"selection": "test"}, "'last', 'validation'"),
+        ({"template": "a photo"}, "must hold {}"),
+    ],
+)
+def test_wrong_overrides_are_refused_in_one_line(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_recipe("scenes", **values)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_read_as_the_type_of_their_field() -> None:
+    changed = get_recipe(
+        "scenes", **{"stage1.lr": "3e-4", "stage1.bias": "none", "stage1.augment.flip": "false", "score.k": "8"}
+    )
+    assert changed.stage1.lr == 3e-4
+    assert changed.stage1.bias is None
+    assert changed.stage1.augment.flip is False
+    assert changed.score.k == 8
+    assert isinstance(changed.score.k, int)  # eight patches
+    assert isinstance(get_recipe("scenes", **{"score.k": "1.0"}).score.k, float)  # all of them
+    assert get_recipe("scenes").stage1.lr != 3e-4, "the recipe itself is untouched"
+
+
+def test_every_field_can_be_overridden_by_its_own_value() -> None:
+    experiment = get_recipe("released")
+    values = {}
+    for name in field_names(experiment):
+        value: object = experiment
+        for part in name.split("."):
+            value = getattr(value, part)
+        values[name] = value
+    assert override(experiment, values) == experiment
+
+
+def test_dataset_constants_follow_the_dataset() -> None:
+    coco = get_recipe("released", dataset="coco-lt")
+    assert (coco.stage1.loss.mu, coco.stage1.loss.lam, coco.stage1.loss.pos_scale) == (0.2, 2.0, 5.0)
+    assert coco.stage2.loss.pos_scale is None
+    voc = get_recipe("released", dataset="voc-lt")
+    assert (voc.stage1.loss.mu, voc.stage1.loss.lam, voc.stage1.loss.pos_scale) == (0.3, 5.0, 10.0)
+    assert get_recipe("hpdval", dataset="my.csv").stage1.loss == get_recipe("hpdval").stage1.loss
+
+
+def test_paper_recipe_states_the_papers_settings() -> None:
+    experiment = get_recipe("paper")
+    assert (experiment.stage1.lr, experiment.stage1.weight_decay) == (1e-5, 1e-4)
+    assert (experiment.stage1.batch_size, experiment.stage1.epochs) == (32, 20)
+    assert (experiment.stage2.lr, experiment.stage2.epochs, experiment.stage2.contexts) == (5e-6, 10, 4)
+    assert (experiment.score.alpha, experiment.score.k, experiment.score.reading) == (0.4, 32 / 196, "paper")
+
+
+@pytest.mark.parametrize("text", ["stage1.lr", "=3", "stage1.lr=1 stage1.lr=2", "a='x"])
+def test_malformed_override_strings_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_overrides(text)
+
+
+def test_configs_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(AttributeError):
+        ScoreConfig().alpha = 0.5  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Stage1Config(3)  # type: ignore[misc]
+
+
+def test_recipes_do_not_import_torch() -> None:
+    code = "import sys, hpdval.recipes; hpdval.recipes.get_recipe('paper'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_as_dict_rebuilds_the_score() -> None:
+    experiment = Experiment(name="x")
+    assert ScoreConfig(**experiment.as_dict()["score"]) == experiment.score

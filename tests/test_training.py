@@ -1,0 +1,410 @@
+"""The loop on a task small enough to know the answer; both stages on a tiny CLIP; resume that changes no bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hpdval
+from hpdval.config import Experiment, TrainingConfig
+from hpdval.data.dataset import Dataset, Split
+from hpdval.errors import NonFiniteLossError, RunError
+from hpdval.models import Clip, load_clip
+from hpdval.recipes import get_recipe
+from hpdval.run import Run, read_metrics, read_predictions
+from hpdval.training.loop import Batch, Plan, Task, fit
+from hpdval.training.optim import MovingAverage, lr_factor, parameter_groups
+from hpdval.training.stage1 import DualViewAlignment, distillation_loss, train_stage1
+from hpdval.training.stage2 import train_stage2
+
+# -- schedule, groups, moving average --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(10, 0.3), (57, 0.1), (200, 0.25)])
+def test_one_cycle_is_pytorchs(total: int, warmup: float) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=total, pct_start=warmup)
+    for update in range(total):
+        expected = optimizer.param_groups[0]["lr"]
+        assert lr_factor(update, total, "one-cycle", warmup) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        optimizer.step()
+        if update < total - 1:
+            oracle.step()
+
+
+def test_weight_decay_spares_vectors() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    module[0].bias.requires_grad_(False)
+    decayed, spared = parameter_groups(module, lr=0.1, weight_decay=0.5)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
+    assert decayed["weight_decay"] == 0.5
+    assert len(spared["params"]) == 2  # the norm's weight and bias; the frozen bias is in neither
+    assert spared["weight_decay"] == 0.0
+
+
+def test_moving_average_is_its_formula_and_swap_comes_back() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    average = MovingAverage([parameter], 0.9)
+    expected = 1.0
+    for value in (2.0, 3.0):
+        parameter.data.fill_(value)
+        average.update()
+        expected = 0.9 * expected + 0.1 * value
+    average.swap()
+    assert parameter.item() == pytest.approx(expected)
+    average.swap()
+    assert parameter.item() == 3.0
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+class Line(Task):
+    """Least squares on one weight and bias; the optimum is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        torch.nn.init.zeros_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self, lr=0.05, weight_decay=0.0)
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"mse": ((self.layer(batch["x"]) - batch["y"]) ** 2).mean()}
+
+
+class LineBatches:
+    """y = 2 x + 1; remembers what was asked for."""
+
+    def __init__(self, n: int, stop_after: int | None = None, poison: int | None = None) -> None:
+        self.x = torch.linspace(-1, 1, n)[:, None]
+        self.asked: list[tuple[int, list[int]]] = []
+        self.stop_after, self.poison = stop_after, poison
+
+    def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        for batch in indices:
+            if self.stop_after is not None and len(self.asked) == self.stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.asked.append((epoch, batch.tolist()))
+            x = self.x[batch]
+            y = 2 * x + 1
+            if self.poison is not None and self.poison in batch:
+                y = y * float("nan")
+            yield {"x": x, "y": y, "ids": [f"image {i}" for i in batch]}
+
+
+def run_line(folder: Path, batches: LineBatches, config: TrainingConfig, n: int = 10, **options: Any) -> Line:
+    task = Line()
+    with Run(folder, kind="line", config={}) as run:
+        fit(task, batches, config, run, stage="line", n_images=n, seed=3, show=False, **options)
+    return task
+
+
+def test_the_loop_finds_the_known_optimum(tmp_path: Path) -> None:
+    task = run_line(tmp_path, LineBatches(10), TrainingConfig(epochs=100, batch_size=4, lr=0.05))
+    assert task.layer.weight.item() == pytest.approx(2, abs=0.02)
+    assert task.layer.bias.item() == pytest.approx(1, abs=0.02)
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
+    plan = Plan(n_images=10, batch_size=4, accumulate=2, epochs=3, seed=1)
+    epochs = [np.concatenate(plan.micro_batches(epoch)) for epoch in range(3)]
+    for order in epochs:
+        assert sorted(order) == list(range(10))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert (plan.updates_per_epoch, plan.updates) == (2, 6)
+
+
+def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
+    large = run_line(tmp_path / "a", LineBatches(8), TrainingConfig(epochs=3, batch_size=8, lr=0.05), n=8)
+    small = run_line(tmp_path / "b", LineBatches(8), TrainingConfig(epochs=3, batch_size=2, accumulate=4, lr=0.05), n=8)
+    torch.testing.assert_close(small.layer.weight, large.layer.weight)
+    assert len(read_metrics(tmp_path / "b")) == len(read_metrics(tmp_path / "a")) == 3
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6, 8])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_stopped_anywhere_the_resumed_run_is_bit_identical(tmp_path: Path, stop_after: int, accumulate: int) -> None:
+    config = TrainingConfig(epochs=4, batch_size=4, lr=0.05, accumulate=accumulate, ema_decay=0.9, schedule="one-cycle")
+    whole = LineBatches(10)
+    expected = run_line(tmp_path / "whole", whole, config)
+    with pytest.raises(RunError, match="run the same command again"):
+        run_line(tmp_path / "cut", LineBatches(10, stop_after=stop_after), config)
+    rest = LineBatches(10)
+    resumed = run_line(tmp_path / "cut", rest, config)
+    assert torch.equal(resumed.layer.weight, expected.layer.weight)
+    assert torch.equal(resumed.layer.bias, expected.layer.bias)
+    assert rest.asked == whole.asked[-len(rest.asked) :]
+    assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
+
+
+def test_a_non_finite_loss_makes_no_update_and_names_the_images(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=1, batch_size=2, lr=0.05)
+    poisoned = Plan(10, 2, 1, 1, 3).micro_batches(0)[3][0]
+    task = Line()
+    with Run(tmp_path, kind="line", config={}) as run, pytest.raises(NonFiniteLossError, match=f"image {poisoned}"):
+        fit(
+            task,
+            LineBatches(10, poison=int(poisoned)),
+            config,
+            run,
+            stage="line",
+            n_images=10,
+            seed=3,
+            show=False,
+        )
+    assert torch.isfinite(task.layer.weight).all()
+    assert len(read_metrics(tmp_path)) == 3  # the three updates before it
+
+
+def test_validation_keeps_the_best_epoch(tmp_path: Path) -> None:
+    values = iter([10.0, 30.0, 20.0])
+    seen: list[float] = []
+    task = Line()
+
+    def validate() -> float:
+        seen.append(task.layer.weight.item())
+        return next(values)
+
+    with Run(tmp_path, kind="line", config={}) as run:
+        fit(
+            task,
+            LineBatches(10),
+            TrainingConfig(epochs=3, batch_size=4),
+            run,
+            stage="line",
+            n_images=10,
+            seed=3,
+            validate=validate,
+            show=False,
+        )
+    assert task.layer.weight.item() == seen[1]
+    assert [r["val_map"] for r in read_metrics(tmp_path) if "val_map" in r] == [10.0, 30.0, 20.0]
+
+
+# -- both stages on a tiny CLIP ----------------------------------------------------------------------------------------
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+CLASSES = ("red", "green", "blue")
+
+
+def coloured(n: int, seed: int) -> Split:
+    """Images with a red, green or blue square each, on grey noise: learnable from pixels."""
+    generator = np.random.default_rng(seed)
+    targets = (generator.random((n, 3)) < 0.5).astype(np.uint8)
+    images = generator.integers(90, 160, (n, 32, 32, 3), dtype=np.uint8)
+    for image, row in zip(images, targets, strict=True):
+        for channel in np.flatnonzero(row):
+            top, left = generator.integers(0, 20, 2)
+            image[top : top + 12, left : left + 12] = 0
+            image[top : top + 12, left : left + 12, channel] = 255
+    return Split(
+        ids=tuple(f"{seed}/{i}" for i in range(n)),
+        targets=targets,
+        read=lambda i: images[i],
+        fingerprints=tuple(f"coloured:{seed}:{i}" for i in range(n)),
+    )
+
+
+@pytest.fixture(scope="module")
+def colours() -> Dataset:
+    train, test = coloured(60, 1), coloured(40, 2)
+    return Dataset(
+        name="colours",
+        classes=CLASSES,
+        train=train,
+        val=train.subset([]),
+        test=test,
+        class_counts=train.targets.sum(0).astype(np.int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return load_clip(path, seed=0).requires_grad_(False)  # frozen, torch takes another path through attention
+
+
+def recipe(**overrides: Any) -> Experiment:
+    values = {"stage1.epochs": 6, "stage1.lr": 2e-3, "stage2.epochs": 3, "stage2.lr": 1e-2, "stage2.init": "normal"}
+    return get_recipe("scenes", dataset="colours", **{**values, **overrides})
+
+
+def test_distillation_loss_is_the_mean_absolute_difference() -> None:
+    student, teacher = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 2.0]])
+    assert distillation_loss(student, teacher).item() == pytest.approx((1 + 4) / 2)
+
+
+def test_stage1_learns_what_zero_shot_does_not_know(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    zero = hpdval.evaluate(
+        hpdval.zero_shot(clip, colours.test, CLASSES, show=False), colours.test.targets, colours.class_counts
+    )
+    experiment = recipe(**{"stage1.epochs": 25, "stage1.kd_weight": 0.0})
+    scorer = train_stage1(colours, experiment, run=tmp_path / "s1", clip=clip, show=False)
+    result = json.loads((tmp_path / "s1" / "result.json").read_text())
+    assert result["total"] > zero.total + 10
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items()), "the start is left alone"
+    predictions = read_predictions(tmp_path / "s1")
+    assert np.array_equal(predictions["scores"], scorer.score(colours.test, show=False))
+    assert predictions["ids"].tolist() == list(colours.test.ids)
+    loaded = hpdval.load_run(tmp_path / "s1", device="cpu")
+    assert np.array_equal(loaded.score(colours.test, show=False), predictions["scores"])
+    again = train_stage1(colours, experiment, run=tmp_path / "s1", clip=clip, show=False)
+    assert np.array_equal(again.score(colours.test, show=False), predictions["scores"]), "a finished run is only loaded"
+
+
+def test_only_the_visual_encoder_learns_in_stage1(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    scorer = train_stage1(colours, recipe(**{"stage1.epochs": 1}), run=tmp_path, clip=clip, show=False)
+    old, new = clip.model.state_dict(), scorer.clip.model.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert all(name.startswith("visual.") for name in changed)
+    assert any("ln_post" in name for name in changed)
+    assert "visual.proj" in changed
+
+
+def test_teacher_is_separate_so_distillation_starts_at_zero_and_grows(colours: Dataset, clip: Clip) -> None:
+    import copy
+
+    from hpdval.models.prompts import hand_crafted
+    from hpdval.scoring import zero_shot_scorer
+    from hpdval.training.objective import centred
+
+    experiment = recipe()
+    student = copy.deepcopy(clip)
+    text = hand_crafted(student, CLASSES)
+    images = np.stack([colours.train.image(i) for i in range(8)])
+    objective = centred(experiment.stage1, experiment.score, colours, zero_shot_scorer(clip, CLASSES), images)
+    task = DualViewAlignment(student, text, objective, experiment)
+    batch = {
+        "images": torch.from_numpy(images).permute(0, 3, 1, 2),
+        "targets": torch.from_numpy(colours.train.targets[:8]).float(),
+        "ids": [],
+    }
+    assert task.losses(batch)["kd"].item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        student.visual.conv1.weight.mul_(1.5)
+    assert task.losses(batch)["kd"].item() > 1e-3
+
+
+def test_stage2_moves_contexts_alone_and_shares_the_encoders_file(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    train_stage1(colours, recipe(**{"stage1.epochs": 1}), run=tmp_path / "s1", clip=clip, show=False)
+    scorer = train_stage2(colours, recipe(), run=tmp_path / "s2", start=tmp_path / "s1", show=False)
+    first, second = (tmp_path / name / "clip.safetensors" for name in ("s1", "s2"))
+    assert first.samefile(second)
+    assert set(scorer.contexts) == {"global", "local"}
+    assert not torch.equal(scorer.text_global, scorer.text_local)
+    shift = next(r["context_shift"] for r in read_metrics(tmp_path / "s2") if "context_shift" in r)
+    assert min(shift.values()) > 0
+    assert torch.allclose(scorer.clip.encode_prompts(scorer.contexts["global"], CLASSES), scorer.text_global, atol=1e-6)
+    assert np.array_equal(
+        hpdval.load_run(tmp_path / "s2", device="cpu").score(colours.test, show=False),
+        read_predictions(tmp_path / "s2")["scores"],
+    )
+
+
+@pytest.mark.parametrize("prompts", ["global", "local"])
+def test_the_other_prompt_set_stays_hand_crafted(tmp_path: Path, colours: Dataset, clip: Clip, prompts: str) -> None:
+    from hpdval.models.prompts import hand_crafted
+    from hpdval.scoring import zero_shot_scorer
+
+    experiment = recipe(**{"stage2.prompts": prompts, "stage2.epochs": 1, "stage2.sc_anchor": prompts})
+    scorer = train_stage2(colours, experiment, run=tmp_path, start=zero_shot_scorer(clip, CLASSES), show=False)
+    fixed = hand_crafted(clip, CLASSES)
+    assert torch.equal(scorer.text_global, fixed) is (prompts == "local")
+    assert torch.equal(scorer.text_local, fixed) is (prompts == "global")
+
+
+def test_same_seed_same_bits_and_another_seed_differs(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    scores = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        experiment = replace(recipe(**{"stage1.epochs": 1}), seed=seed)
+        train_stage1(colours, experiment, run=tmp_path / name, clip=clip, show=False)
+        scores.append(read_predictions(tmp_path / name)["scores"])
+    assert np.array_equal(scores[0], scores[1])
+    assert not np.array_equal(scores[0], scores[2])
+
+
+def test_workers_change_nothing(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    scores = []
+    for workers in (0, 2):
+        experiment = recipe(**{"stage1.epochs": 1, "stage1.workers": workers})
+        train_stage1(colours, experiment, run=tmp_path / str(workers), clip=clip, show=False)
+        scores.append(read_predictions(tmp_path / str(workers))["scores"])
+    assert np.array_equal(*scores)
+
+
+def test_another_experiment_in_the_same_folder_is_refused(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    train_stage1(colours, recipe(**{"stage1.epochs": 1}), run=tmp_path, clip=clip, show=False)
+    with pytest.raises(RunError, match=r"stage1\.lr"):
+        train_stage1(colours, recipe(**{"stage1.epochs": 1, "stage1.lr": 1e-3}), run=tmp_path, clip=clip, show=False)
+
+
+KILLED = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_training import TINY, coloured, recipe, Dataset, CLASSES
+    import json, numpy as np, torch
+    torch.set_num_threads(1)
+    from hpdval.models import load_clip
+    from hpdval.training import loop
+    from hpdval.training.stage1 import train_stage1
+    from hpdval.training.stage2 import train_stage2
+    folder, kill_at, stage = Path({folder!r}), int(sys.argv[1]), sys.argv[2]
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every update
+    step = loop.Trainer.step
+    def counted(self, batches):
+        if self.update == kill_at:
+            os.kill(os.getpid(), 9)
+        return step(self, batches)
+    loop.Trainer.step = counted
+    train, test = coloured(60, 1), coloured(40, 2)
+    data = Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test,
+                   class_counts=train.targets.sum(0).astype(np.int64))
+    clip = load_clip(folder / "tiny.json", seed=0)
+    if stage == "stage1":
+        train_stage1(data, recipe(**{{"stage1.epochs": 2}}), run=folder / "run", clip=clip, show=False)
+    else:
+        from hpdval.scoring import zero_shot_scorer
+        train_stage2(data, recipe(), run=folder / "run", start=zero_shot_scorer(clip, CLASSES), show=False)
+"""
+
+
+@pytest.mark.parametrize(("stage", "kill_at"), [("stage1", 3), ("stage2", 2)])
+def test_killed_in_mid_training_the_resumed_run_is_bit_identical(tmp_path: Path, stage: str, kill_at: int) -> None:
+    hashes = []
+    for name, kills in (("whole", ()), ("killed", (kill_at,))):
+        folder = tmp_path / name
+        folder.mkdir()
+        code = textwrap.dedent(KILLED.format(tests=str(Path(__file__).parent), folder=str(folder)))
+        for at in (*kills, -1):
+            done = subprocess.run([sys.executable, "-c", code, str(at), stage], capture_output=True, text=True)
+            assert done.returncode == (-9 if at >= 0 else 0), done.stderr
+        manifest = json.loads((folder / "run" / "manifest.json").read_text())
+        hashes.append({n: manifest["files"][n] for n in ("clip.safetensors", "model.safetensors", "metrics.jsonl")})
+        hashes[-1]["scores"] = read_predictions(folder / "run")["scores"].tobytes()
+        assert not list((folder / "run").glob(".*.tmp"))
+    assert hashes[0] == hashes[1]
