@@ -8,14 +8,22 @@ from hpdval.metrics.average_precision import (
 )
 from hpdval.metrics.evaluate import Evaluation, evaluate
 from hpdval.metrics.readout import READOUTS, apply_readout
+from hpdval.metrics.statistics import Interval, bootstrap, gains, paired_bootstrap
+from hpdval.metrics.threshold import DecisionScores, decision_scores
 
 __all__ = [
     "READOUTS",
+    "DecisionScores",
     "Evaluation",
+    "Interval",
     "apply_readout",
     "average_precision",
+    "bootstrap",
+    "decision_scores",
     "evaluate",
+    "gains",
     "mean_average_precision",
     "micro_average_precision",
+    "paired_bootstrap",
     "voc11_average_precision",
 ]
