@@ -26,6 +26,7 @@ from hpdval.files import atomic_write, cache_dir, digest
 
 VERSION = 1  # of the pixels: raise it when decode or resize_image would give others
 MODES = ("squash", "crop")
+MAX_ASPECT = 16
 _CHUNK = 256  # images in flight: bounds memory while threads decode
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -35,8 +36,8 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 def resize_image(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
     """Return (S, S, 3) uint8 by Pillow's antialiased bicubic filter, as CLIP's preprocessing does.
 
-    ``squash`` ignores the aspect ratio.  ``crop`` is torchvision's ``Resize(S)`` followed by ``CenterCrop(S)``,
-    computed from the part that is kept alone, so that an image of 1 x 3000 pixels costs no more than any other.
+    ``squash`` ignores the aspect ratio.  ``crop`` is torchvision's ``Resize(S)`` followed by ``CenterCrop(S)``; of an image
+    longer than ``MAX_ASPECT`` times its shorter side only the middle is resized, so that 1 x 3000 pixels stay cheap.
 
     Args:
         image: (H, W, 3) uint8.
@@ -50,22 +51,19 @@ def resize_image(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarr
         raise ConfigError(f"mode is {mode!r}; choose one of {', '.join(map(repr, MODES))}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(f"size is {size!r}; it must be a number of pixels, at least 1")
-    height, width = image.shape[:2]
+    picture = Image.fromarray(image)
     if mode == "squash":
-        box = (0.0, 0.0, float(width), float(height))
-    else:
-        left, right = _kept(width, min(height, width), size)
-        top, bottom = _kept(height, min(height, width), size)
-        box = (left, top, right, bottom)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+    longest = MAX_ASPECT * min(picture.size)
+    picture = _centre(picture, min(picture.width, longest), min(picture.height, longest))
+    shorter = min(picture.size)
+    width, height = int(size * picture.width / shorter), int(size * picture.height / shorter)
+    return np.asarray(_centre(picture.resize((width, height), Image.Resampling.BICUBIC), size, size))
 
 
-def _kept(side: int, shorter: int, size: int) -> tuple[float, float]:
-    """The stretch of one side that ``Resize(size)`` and ``CenterCrop(size)`` leave, in source pixels."""
-    resized = int(size * side / shorter)
-    start = round((resized - size) / 2.0)
-    scale = side / resized
-    return start * scale, min((start + size) * scale, float(side))
+def _centre(picture: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
 
 
 @dataclass(frozen=True)

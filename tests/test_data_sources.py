@@ -1,0 +1,435 @@
+"""Sources of image files: what each reads, and how each refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpdval.data import load_dataset
+from hpdval.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four pictures of one colour each, and a class list."""
+    for i, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        Image.new("RGB", (8 + i, 6), (40 * i, 0, 0)).save(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("dog\ncat\ntraffic light\n")
+    return tmp_path
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_gives_ids_targets_and_pixels(folder: Path) -> None:
+    train = write(folder / "train.csv", "path,labels", "b.png,traffic light;dog", "a.png,")
+    write(folder / "test.csv", "path,labels", "c.png,cat")
+    data = load_dataset(train, test="test.csv")
+    assert data.classes == ("dog", "cat", "traffic light")
+    assert data.train.ids == ("b.png", "a.png")
+    assert data.train.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert data.test.targets.tolist() == [[0, 1, 0]]
+    assert len(data.val) == 0
+    assert data.class_counts.tolist() == [1, 0, 1]
+    assert data.notes == ("no training image of: cat",)
+    assert data.train.image(0).shape == (6, 9, 3)
+    assert data.test.image(0)[0, 0].tolist() == [80, 0, 0]
+
+
+def test_order_of_classes_permutes_columns_only(folder: Path) -> None:
+    train = write(folder / "train.csv", "path,labels", "b.png,traffic light;dog", "a.png,cat")
+    names, order = ["dog", "cat", "traffic light"], [2, 0, 1]
+    plain = load_dataset(train, classes=names)
+    permuted = load_dataset(train, classes=[names[i] for i in order])
+    assert (permuted.train.targets == plain.train.targets[:, order]).all()
+
+
+@pytest.mark.parametrize("field", [" dog ; cat ", "dog;cat;dog", "cat;;dog;", '"dog;cat"'])
+def test_blanks_and_repeats_in_labels_do_not_matter(field: str, folder: Path) -> None:
+    data = load_dataset(write(folder / "t.csv", "path,labels", f"a.png,{field}"))
+    assert data.train.targets.tolist() == [[1, 1, 0]]
+
+
+def test_images_may_lie_elsewhere_and_columns_in_any_order(folder: Path) -> None:
+    lists = folder / "lists"
+    lists.mkdir()
+    train = write(lists / "t.csv", "split,labels,path", "x,dog,./a.png")
+    data = load_dataset(train, root=folder, classes=folder / "classes.txt")
+    assert data.train.ids == ("a.png",)
+    assert load_dataset(folder, train="lists/t.csv", root=folder, classes=["dog"]).train.ids == ("a.png",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,labels", "a.png,dog", "b.png,wolf"], r"t\.csv, line 3: label wolf is not in the class list"),
+        (["path,labels", "a.png,dog", "", "./a.png,cat"], r"line 4: \./a\.png is listed twice \(first on line 2\)"),
+        (["path,labels", "/etc/passwd,dog"], r"t\.csv, line 2: /etc/passwd leaves the image folder"),
+        (["path,labels", "x/../../a.png,dog"], r"t\.csv, line 2: x/\.\./\.\./a\.png leaves the image folder"),
+        (["path,labels", "..\\a.png,dog"], "leaves the image folder"),
+        (["path,labels", "C:/a.png,dog"], "leaves the image folder"),
+        (["path,labels", ",dog"], r"line 2: '' is not the path of an image"),
+        (["path,labels", "a\0.png,dog"], r"line 2"),
+        (["path,labels", "a.png,dog,cat"], r"line 2: 3 fields instead of 2"),
+        (["path,labels", "a.png"], r"line 2: 1 fields instead of 2"),
+        (["path,labels,labels", "a.png,dog,cat"], r"line 1: there must be one column named labels"),
+        (["a.png,dog"], r"line 1: there must be one column named path"),
+        (["path,labels", 'a.png,"dog'], "not valid CSV"),
+        (["path,labels", "a.png,dog", "z.png,cat", "y.png,cat"], r"line 3: z\.png is not a file in .*\(2 of 3 images"),
+    ],
+)  # fmt: skip
+def test_csv_errors_name_file_line_and_value(lines: list[str], message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(write(folder / "t.csv", *lines))
+    assert "t.csv" in str(caught.value)
+
+
+def test_a_folder_is_no_image(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    with pytest.raises(DataError, match="sub is not a file"):
+        load_dataset(write(folder / "t.csv", "path,labels", "sub,dog"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "the class list is empty"),
+        (["dog", "cat", "dog"], r"classes\[2\]: class dog is named twice \(first in classes\[0\]\)"),
+        (["dog", " "], r"classes\[1\]: a class name is empty"),
+        (["dog;cat"], "separates labels"),
+        ("nowhere.txt", r"nowhere\.txt cannot be read"),
+    ],
+)
+def test_class_lists_are_checked(classes: Any, message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(folder / "t.csv", "path,labels", "a.png,dog"), classes=classes)
+
+
+def test_a_csv_without_class_list_says_what_to_write(folder: Path) -> None:
+    (folder / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"needs a class list.*classes\.txt"):
+        load_dataset(write(folder / "t.csv", "path,labels", "a.png,dog"))
+
+
+def test_text_in_another_encoding_is_refused(folder: Path) -> None:
+    (folder / "t.csv").write_bytes("path,labels\ncafé.png,dog\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"t\.csv is not UTF-8"):
+        load_dataset(folder / "t.csv")
+
+
+@pytest.mark.shared
+def test_hostile_tables(shared_data: Path) -> None:
+    entries = json.loads((shared_data / "hostile" / "expected.json").read_text(encoding="utf-8"))
+    tables = [entry for entry in entries if entry["file"].endswith(".csv")]
+    assert len(tables) == 8
+    for entry in tables:
+        path = shared_data / "hostile" / entry["file"]
+        if entry["expect"] == "decode":
+            train = load_dataset(path).train
+            assert len(train) == entry["rows"]
+            assert all(train.image(i).shape == (48, 64, 3) for i in range(len(train)))
+            assert train.targets[:3].tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+            continue
+        with pytest.raises(DataError) as caught:
+            load_dataset(path)
+        message = str(caught.value)
+        assert path.name in message
+        assert f"line {entry['line']}" in message if "line" in entry else True
+        assert entry.get("names", "") in message
+
+
+# --- published lists --------------------------------------------------------------------------------------------------
+
+
+def test_lists_read_indices_and_class_files_with_numbers(folder: Path) -> None:
+    (folder / "x_labels.txt").write_bytes(b"traffic light 1 \r\ndog 0\r\ncat 2")
+    (folder / "x_lt_train.txt").write_bytes(b"a.png 2 0 \nb.png\n")
+    data = load_dataset(folder / "x_lt_train.txt")
+    assert data.classes == ("dog", "traffic light", "cat")
+    assert data.train.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.png 3", "line 1: 3 is not a class index from 0 to 2"),
+        ("a.png -1", "line 1: -1 is not"),
+        ("a.png dog", "line 1: dog is not"),
+        ("../a.png 1", "line 1: ../a.png leaves"),
+        ("z.png 1", "line 1: z.png is not a file in .*1 of 1 images are missing.*require_images=False"),
+        ("", "lists no image"),
+    ],
+)
+def test_list_errors(line: str, message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(folder / "t.txt", line), classes=["dog", "cat", "cow"])
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "train", "test", "groups", "unlabelled"),
+    [("voc", 1142, 4952, (6, 6, 8), 0), ("coco", 1909, 5000, (22, 33, 25), 48)],
+)
+def test_published_lists_have_their_published_counts(
+    name: str, train: int, test: int, groups: tuple[int, ...], unlabelled: int, shared_data: Path
+) -> None:
+    published = json.loads((shared_data / "splits" / "splits.json").read_text())[f"{name}-lt"]
+    folder = shared_data / "splits"
+    data = load_dataset(folder / f"{name}_lt_train.txt", test=f"{name}_lt_test.txt", require_images=False)
+    assert (len(data.train), len(data.test)) == (train, test)
+    assert list(data.classes) == published["classes"]
+    assert tuple(len(data.groups[g]) for g in ("head", "medium", "tail")) == groups
+    assert int((data.test.targets.sum(1) == 0).sum()) == unlabelled
+    # oracle: count the numbers in the text itself
+    for split, rows in (("train", data.train), ("test", data.test)):
+        words = [line.split()[1:] for line in (folder / f"{name}_lt_{split}.txt").read_text().splitlines()]
+        counts = [sum(str(c) in row for row in words) for c in range(len(data.classes))]
+        assert rows.targets.sum(0).tolist() == counts
+    with pytest.raises(DataError, match=rf"{train} of {train} images are missing"):
+        load_dataset(folder / f"{name}_lt_train.txt")
+
+
+# --- COCO -------------------------------------------------------------------------------------------------------------
+
+
+def coco(folder: Path, change: Callable[[dict[str, Any]], None] = lambda content: None, name: str = "i.json") -> Path:
+    content: dict[str, Any] = {
+        "images": [{"id": 7, "file_name": "b.png", "width": 9, "height": 6}, {"id": 3, "file_name": "a.png"}],
+        "categories": [{"id": 90, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 13, "name": "cow"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 90, "bbox": [1, 2, 3, 4.5], "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": 1},
+        ],
+    }
+    change(content)
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_coco_orders_classes_by_id_and_keeps_unlabelled_images(folder: Path) -> None:
+    train = load_dataset(coco(folder)).train
+    assert load_dataset(coco(folder)).classes == ("dog", "cow", "cat")
+    assert train.ids == ("b.png", "a.png")
+    assert train.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert train.boxes is not None
+    assert train.boxes(0).tolist() == [[2, 1, 2, 3, 4.5], [0, 0, 0, 2, 2]]
+    assert train.boxes(1).shape == (0, 5)
+    assert load_dataset(coco(folder), crowd=False).train.targets[0].tolist() == [0, 0, 1]
+
+
+def test_coco_finds_folders_as_they_are_laid_out_officially(folder: Path) -> None:
+    for part, names in (("train9", ("a.png", "b.png")), ("val9", ("a.png", "b.png"))):
+        (folder / part).mkdir()
+        for name in names:
+            (folder / part / name).write_bytes((folder / name).read_bytes())
+    (folder / "annotations").mkdir()
+    train = coco(folder / "annotations", name="instances_train9.json")
+    test = coco(folder / "annotations", name="instances_val9.json")
+    data = load_dataset(train, test=test)
+    assert data.train.ids[0] == "train9/b.png"
+    assert data.test.ids[0] == "val9/b.png"
+    again = load_dataset(train, test=test, images="train9", test_images=folder / "val9", root=folder)
+    assert again.test.ids == data.test.ids
+    assert again.test.image(0).shape == (6, 9, 3)
+
+
+def _set(part: str, index: int, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[part][index].__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("annotations", 1, "image_id", 99), "annotation 2 names image 99"),
+        (_set("annotations", 1, "category_id", 2), "annotation 2 names category 2"),
+        (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation 1 has bbox"),
+        (_set("annotations", 0, "bbox", [1, 2, -3, 4]), "annotation 1 has bbox"),
+        (_set("annotations", 0, "bbox", None), "annotation 1 has bbox"),
+        (_set("images", 1, "id", 7), "image id 7 is given twice"),
+        (_set("images", 1, "id", "3"), "id='3'; it must be int"),
+        (_set("images", 1, "file_name", "b.png"), r"b\.png is listed twice"),
+        (_set("images", 1, "file_name", "../b.png"), r"\.\./b\.png leaves the image folder"),
+        (_set("images", 1, "file_name", "gone.png"), r"gone\.png is not a file in .*1 of 2 images are missing"),
+        (_set("categories", 0, "name", "dog"), "class dog is named twice"),
+        (lambda c: c.pop("annotations"), "no list named annotations"),
+        (lambda c: c["categories"].clear(), "class list is empty"),
+    ],
+)
+def test_coco_errors_name_the_entry(change: Callable[[dict[str, Any]], None], message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(coco(folder, change))
+    assert "i.json" in str(caught.value)
+
+
+def test_coco_boxes_of_another_image_size_are_refused(folder: Path) -> None:
+    train = load_dataset(coco(folder, _set("images", 0, "width", 640))).train
+    assert train.boxes is not None
+    with pytest.raises(DataError, match=r"b\.png has 9 x 6 pixels upright but i\.json has its boxes in 640 x 6"):
+        train.boxes(0)
+
+
+def test_coco_test_file_must_have_the_same_categories(folder: Path) -> None:
+    test = coco(folder, _set("categories", 0, "name", "wolf"), "t.json")
+    with pytest.raises(DataError, match=r"category (cat|wolf) is only in one"):
+        load_dataset(coco(folder), test=test)
+
+
+def test_json_that_is_none(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.json is not valid JSON"):
+        load_dataset(write(folder / "x.json", "{"))
+
+
+@pytest.mark.shared
+def test_coco_photos_agree_with_their_label_tables(shared_data: Path) -> None:
+    folder = shared_data / "coco-photos"
+    data = load_dataset(folder / "annotations" / "instances_train2017.json", test="instances_val2017.json")
+    table = load_dataset(folder / "labels_train2017.csv", test="labels_val2017.csv")
+    assert data.classes == table.classes
+    assert (len(data.train), len(data.test)) == (292, 310)
+    for split, rows in ((data.train, table.train), (data.test, table.test)):
+        row_of = {name: i for i, name in enumerate(rows.ids)}
+        assert (split.targets == rows.targets[[row_of[name] for name in split.ids]]).all()
+        assert split.boxes is not None
+        height, width = split.image(5).shape[:2]
+        assert set(np.flatnonzero(split.targets[5])) == set(split.boxes(5)[:, 0].astype(int))
+        assert (split.boxes(5)[:, 1:3] + split.boxes(5)[:, 3:] <= [width + 1, height + 1]).all()
+
+
+# --- VOC --------------------------------------------------------------------------------------------------------------
+
+
+def voc(folder: Path) -> Path:
+    devkit = folder / "VOCdevkit"
+    for year, stems in (("VOC2007", ("000001", "000002", "000005")), ("VOC2012", ("2008_000002",))):
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (devkit / year / part).mkdir(parents=True)
+        for stem in stems:
+            Image.new("RGB", (20, 10)).save(devkit / year / "JPEGImages" / f"{stem}.jpg")
+            part_of = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+            objects = "".join(
+                f"<object><name>{name}</name><difficult>{hard}</difficult>{part_of}<bndbox><xmin>3</xmin><ymin>1</ymin>"
+                "<xmax>12.0</xmax><ymax>5</ymax></bndbox></object>"
+                for name, hard in (("person", 0), ("dog", 1))
+            )
+            (devkit / year / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+    write(devkit / "VOC2007/ImageSets/Main/trainval.txt", "000001", "000005")
+    write(devkit / "VOC2007/ImageSets/Main/test.txt", "000002")
+    write(devkit / "VOC2012/ImageSets/Main/trainval.txt", "2008_000002")
+    write(devkit / "VOC2012/ImageSets/Main/dog_trainval.txt", "2008_000002  1")
+    return devkit
+
+
+def test_voc_reads_sets_boxes_and_difficult_objects(folder: Path) -> None:
+    devkit = voc(folder)
+    data = load_dataset(devkit)
+    assert len(data.classes) == 20
+    assert data.train.ids == ("VOC2007/JPEGImages/000001.jpg", "VOC2007/JPEGImages/000005.jpg")
+    assert data.test.ids == ("VOC2007/JPEGImages/000002.jpg",)
+    dog, person = data.classes.index("dog"), data.classes.index("person")
+    assert np.flatnonzero(data.train.targets[0]).tolist() == [dog, person]
+    assert data.train.boxes is not None
+    assert data.train.boxes(0).tolist() == [[person, 2, 0, 10, 5], [dog, 2, 0, 10, 5]]
+    easy = load_dataset(devkit, train=["2007/trainval", "VOC2012/trainval"], difficult=False)
+    assert np.flatnonzero(easy.train.targets.sum(0)).tolist() == [person]
+    assert len(easy.train) == 3
+    assert easy.train.image(2).shape == (10, 20, 3)
+
+
+def test_voc_errors_name_what_is_there(folder: Path) -> None:
+    devkit = voc(folder)
+    with pytest.raises(
+        DataError, match=r"image set 2010/trainval is not in .*there: 2007/test, 2007/trainval, 2012/train"
+    ):
+        load_dataset(devkit, train="2010/trainval")
+    with pytest.raises(DataError, match=r"000001\.xml: object 'person' is not in the class list"):
+        load_dataset(devkit, classes=["dog"])
+    (devkit / "VOC2007/Annotations/000001.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"000001\.xml cannot be read"):
+        load_dataset(devkit)
+    with pytest.raises(DataError, match="none, so no VOC devkit"):
+        load_dataset(folder)
+
+
+# --- options of every source ------------------------------------------------------------------------------------------
+
+
+def test_unknown_sources_and_options_are_refused_in_one_line(folder: Path) -> None:
+    train = write(folder / "t.csv", "path,labels", "a.png,dog")
+    with pytest.raises(DataError, match=r"source .*nowhere does not exist; allowed: 'scenes-lt', a \.csv"):
+        load_dataset(folder / "nowhere")
+    with pytest.raises(DataError, match="has no known form"):
+        load_dataset(folder / "a.png")
+    with pytest.raises(ConfigError, match=r"unknown option clases .*allowed: test, classes, require_images, root, val"):
+        load_dataset(train, clases=["dog"])
+    with pytest.raises(DataError, match=r"test=gone\.csv is not a file"):
+        load_dataset(train, test="gone.csv")
+    with pytest.raises(DataError, match=r"root .* is not a folder"):
+        load_dataset(train, root=folder / "gone")
+    for wrong in ({"val": 1.0}, {"val": -0.1}, {"val": "x"}, {"val": True}, {"on_error": "ignore"}):
+        with pytest.raises(ConfigError):
+            load_dataset(train, **wrong)
+
+
+def test_an_image_in_train_and_test_is_refused(folder: Path) -> None:
+    train = write(folder / "t.csv", "path,labels", "a.png,dog", "b.png,cat")
+    test = write(folder / "u.csv", "path,labels", "./b.png,cat")
+    with pytest.raises(DataError, match=r"b\.png is in train and in test"):
+        load_dataset(train, test=test)
+
+
+def test_skip_leaves_out_undecodable_images_only(folder: Path) -> None:
+    (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:45])
+    (folder / "d.png").write_bytes(b"")
+    train = write(folder / "t.csv", "path,labels", "a.png,dog", "c.png,cat", "b.png,cat;dog")
+    test = write(folder / "u.csv", "path,labels", "d.png,dog")
+    with pytest.raises(DataError, match=r"c\.png cannot be decoded"):
+        load_dataset(train).train.image(1)
+    data = load_dataset(train, test=test, on_error="skip")
+    assert data.train.ids == ("a.png", "b.png")
+    assert data.train.targets.tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert len(data.test) == 0
+    assert data.class_counts.tolist() == [2, 1, 0]
+    assert data.train.image(1)[0, 0].tolist() == [40, 0, 0]
+    assert [note.split(":")[0] for note in data.notes] == [
+        "skipped in train",
+        "skipped in test",
+        "no training image of",
+    ]
+    assert "c.png" in data.notes[0]
+    for lines in (["a.png,dog", "gone.png,dog"], ["a.png,wolf"]):
+        with pytest.raises(DataError):
+            load_dataset(write(folder / "t.csv", "path,labels", *lines), on_error="skip")
+
+
+def test_validation_is_carved_from_training_and_counts_stay_full(folder: Path) -> None:
+    lines = [f"{i}.png,{'dog' if i % 2 else 'cat'}" for i in range(20)]
+    train = write(folder / "t.csv", "path,labels", *lines)
+    data = load_dataset(train, val=0.2, require_images=False)
+    assert (len(data.train), len(data.val)) == (16, 4)
+    assert set(data.train.ids) | set(data.val.ids) == {f"{i}.png" for i in range(20)}
+    assert data.val.targets.sum(0).tolist() == [2, 2, 0]
+    assert data.class_counts.tolist() == [10, 10, 0]
+    assert load_dataset(train, val=0.2, require_images=False).val.ids == data.val.ids
+    assert load_dataset(train, val=0.2, val_seed=1, require_images=False).val.ids != data.val.ids
+
+
+def test_fingerprints_follow_the_file(folder: Path) -> None:
+    train = write(folder / "t.csv", "path,labels", "a.png,dog", "b.png,dog")
+    before = load_dataset(train).train.fingerprints
+    assert load_dataset(train).train.fingerprints == before
+    Image.new("RGB", (30, 30), "blue").save(folder / "a.png")
+    after = load_dataset(train).train.fingerprints
+    assert after[0] != before[0]
+    assert after[1] == before[1]
