@@ -34,7 +34,7 @@ test: export OMP_NUM_THREADS ?= 2
 test: export MPLBACKEND := Agg
 test: lint  ## what CI runs: lint, types, unit tests, doctests, every notebook with smoke parameters
 	@$(BIN)/python tests/smoke_notebooks.py build/smoke
-	@$(BIN)/python -m pytest tests hpdval build/smoke -q $(NBVAL) $(ARGS)
+	@$(BIN)/python -m pytest tests hpdval build/smoke $(NBVAL) $(ARGS)
 
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
@@ -52,7 +52,7 @@ lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 nightly: setup  ## what is too long for every change
-	@$(BIN)/python -m pytest tests -q -m nightly $(ARGS)
+	@$(BIN)/python -m pytest tests -m nightly $(ARGS)
 
 scenes-clip: setup  ## train the shipped small CLIP again
 	@$(BIN)/python -m hpdval.training.pretrain $(ARGS)

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import nbformat
 import papermill
 
 from hpdval.files import read_json
@@ -31,7 +32,13 @@ def prepare(folder: Path) -> list[Path]:
         }
         values = check_parameters(notebook, {name: value for name, value in given.items() if name in known})
         copy = folder / notebook.name
-        papermill.execute_notebook(notebook, copy, values, prepare_only=True, kernel_name="python3", language="python")
+        prepared = papermill.execute_notebook(
+            notebook, None, values, prepare_only=True, kernel_name="python3", language="python"
+        )
+        for cell in prepared.cells:
+            if cell.get("outputs"):
+                cell.execution_count = 1  # nbstripout removes it, and nbval compares no cell without one
+        nbformat.write(prepared, copy)
         copies.append(copy)
     return copies
 
