@@ -26,6 +26,8 @@ _EXPORTS = {
     "evaluate": "hpdval.metrics",
     "paired_bootstrap": "hpdval.metrics",
     "get_recipe": "hpdval.recipes",
+    "given": "hpdval.config",
+    "parse_overrides": "hpdval.config",
     "Run": "hpdval.run",
     "HpdvalError": "hpdval.errors",
 }
@@ -39,11 +41,13 @@ __all__ = [
     "dual_view_scores",
     "evaluate",
     "get_recipe",
+    "given",
     "load_clip",
     "load_dataset",
     "load_run",
     "open_run",
     "paired_bootstrap",
+    "parse_overrides",
     "report_run",
     "train_stage1",
     "train_stage2",
@@ -52,6 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hpdval.config import given, parse_overrides
     from hpdval.data.load import load_dataset
     from hpdval.errors import HpdvalError
     from hpdval.metrics import average_precision, evaluate, paired_bootstrap

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import shlex
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -245,8 +246,6 @@ def parse_overrides(text: str) -> dict[str, str]:
     >>> parse_overrides("stage1.lr=1e-4 stage2.init='a photo of a'")
     {'stage1.lr': '1e-4', 'stage2.init': 'a photo of a'}
     """
-    import shlex
-
     result: dict[str, str] = {}
     try:
         words = shlex.split(text)
@@ -260,3 +259,12 @@ def parse_overrides(text: str) -> dict[str, str]:
             raise ConfigError(f"override {name!r} is given twice; give it once")
         result[name] = value
     return result
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given: a notebook's parameters are plain scalars, and an empty string means "not".
+
+    >>> given(root="", test="test.csv")
+    {'test': 'test.csv'}
+    """
+    return {name: value for name, value in options.items() if value not in ("", None)}
