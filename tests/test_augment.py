@@ -33,7 +33,7 @@ def test_workers_and_order_do_not_matter(method: str) -> None:
     torch.manual_seed(11)
     alone = views(indices)
     assert views(indices[::-1]) == alone
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    with multiprocessing.get_context(method).Pool(2 if method == "fork" else 1) as pool:  # spawn imports torch again
         parts = pool.map(views, [indices[1::2], indices[::2]])
     assert parts[0] | parts[1] == alone
 

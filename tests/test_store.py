@@ -51,7 +51,7 @@ def test_resize_equals_torchvision(height: int, width: int, size: int) -> None:
 
 def test_extreme_shapes_stay_small() -> None:
     tall = np.zeros((3001, 1, 3), np.uint8)
-    tall[1500] = 255
+    tall[1499:1502] = 255
     cropped = resize_image(tall, 288, "crop")
     assert cropped.shape == (288, 288, 3)
     assert (cropped[144] > 250).all()  # the middle is what is kept
@@ -164,6 +164,21 @@ def test_pickled_store_maps_the_same_file(tmp_path: Path) -> None:
     assert len(data) < 50 * 32 * 32  # the path and the hashes, not the pixels
     assert (pickle.loads(data).images == store.images).all()
     assert torch.from_numpy(store.images[3].copy()).shape == (32, 32, 3)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    path = ImageStore.open(split_of(noise(2)), 8, cache=tmp_path).path
+    path.unlink()
+    stale = tmp_path / f".{path.name}.abc.tmp"
+    stale.write_bytes(b"half")
+    ImageStore.open(split_of(noise(2)), 8, cache=tmp_path)
+    assert not stale.exists()
+
+
+def test_a_cache_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"the image cache .*/file cannot be used"):
+        ImageStore.open(split_of(noise(2)), 8, cache=tmp_path / "file")
 
 
 SCRIPT = """

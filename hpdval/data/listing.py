@@ -67,6 +67,8 @@ class Listing:
         Raises:
             DataError: images are missing (the first one, its line, and how many), unless ``require_images`` is False.
         """
+        if not self.ids:
+            raise DataError(f"{self.source} lists no image")
         targets = np.zeros((len(self.ids), n_classes), np.uint8)
         targets[self.rows, self.columns] = 1
         folder = os.fspath(root)
@@ -163,6 +165,8 @@ def read_classes(classes: Classes) -> tuple[str, ...]:
     >>> read_classes(["dog", "traffic light"])
     ('dog', 'traffic light')
     """
+    if isinstance(classes, set | frozenset):
+        raise DataError("classes is a set, which has no order; give a list")
     if isinstance(classes, str | os.PathLike):
         path = Path(classes)
         return check_classes(

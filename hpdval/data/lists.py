@@ -62,8 +62,6 @@ def read_list(path: Path, n_classes: int) -> Listing:
                     "(a path with blanks needs the CSV form)"
                 )
         listing.add(name, [int(index) for index in indices], line)
-    if not listing.ids:
-        raise DataError(f"{path} lists no image")
     return listing
 
 

@@ -21,7 +21,10 @@ from hpdval.data.voc import load_voc
 from hpdval.errors import ConfigError, DataError
 
 _BY_SUFFIX: dict[str, Callable[..., Dataset]] = {".csv": load_csv, ".json": load_coco, ".txt": load_lists}
-_SOURCES = "'scenes-lt', a .csv file, a COCO instances .json, a published list .txt, or a VOC devkit folder"
+_SOURCES = (
+    "'scenes-lt', a .csv file (or its folder with train=), a COCO instances .json, a published list .txt, "
+    "or a VOC devkit folder"
+)
 
 
 def load_dataset(
@@ -36,7 +39,7 @@ def load_dataset(
     """Return the data set of ``source``: train, validation and test images with targets (N, C) over one class list.
 
     Own data: ``load_dataset("train.csv", test="test.csv", classes=["cat", "dog"])``, with the columns ``path,labels``
-    and labels joined by ";".  A folder with ``train="train.csv"`` means the CSV in that folder.
+    and labels joined by ";".  A folder as source with ``train="train.csv"`` means the CSV in that folder.
 
     Args:
         source: ``"scenes-lt"``, or the path of a CSV, a COCO instances json, a published list, or a VOC devkit.
@@ -65,12 +68,15 @@ def load_dataset(
     else:
         path, folder = Path(source), Path(root) if root else None
         if path.is_dir() and Path(str(options.get("train", ""))).suffix == ".csv":
+            folder = folder or path
             path = path / options.pop("train")
         if not path.exists():
             raise DataError(f"source {path} does not exist; allowed: {_SOURCES}")
         if folder and not folder.is_dir():
             raise DataError(f"root {folder} is not a folder")
-        loader = load_voc if path.is_dir() else _BY_SUFFIX.get(path.suffix.lower())
+        loader = _BY_SUFFIX.get(path.suffix.lower()) if path.is_file() else None
+        if path.is_dir() and any(path.glob("VOC*/ImageSets")):
+            loader = load_voc
         if loader is None:
             raise DataError(f"source {path} has no known form; allowed: {_SOURCES}")
         dataset = _call(loader, (path, folder), options)

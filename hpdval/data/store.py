@@ -21,7 +21,7 @@ from filelock import FileLock
 from PIL import Image
 
 from hpdval.data.dataset import Split
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, RunError
 from hpdval.files import atomic_write, cache_dir, digest
 
 VERSION = 1  # of the pixels: raise it when decode or resize_image would give others
@@ -36,8 +36,8 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 def resize_image(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
     """Return (S, S, 3) uint8 by Pillow's antialiased bicubic filter, as CLIP's preprocessing does.
 
-    ``squash`` ignores the aspect ratio.  ``crop`` is torchvision's ``Resize(S)`` followed by ``CenterCrop(S)``; of an image
-    longer than ``MAX_ASPECT`` times its shorter side only the middle is resized, so that 1 x 3000 pixels stay cheap.
+    ``squash`` ignores the aspect ratio.  ``crop`` is torchvision's ``Resize(S)`` followed by ``CenterCrop(S)``; of an
+    image longer than ``MAX_ASPECT`` times its shorter side only the middle is resized, so that 1 x 3000 stays cheap.
 
     Args:
         image: (H, W, 3) uint8.
@@ -104,20 +104,27 @@ class ImageStore:
 
         Raises:
             DataError: an image cannot be decoded; nothing is kept.
-            RunError: the store cannot be written (disk full), with path and bytes written.
+            RunError: the store cannot be written (disk full, no permission); the message names path and bytes written.
         """
         key = digest("images", VERSION, PIL.__version__, split.ids, split.fingerprints, size, mode)
         path = Path(cache or cache_dir() / "images") / f"{key}.u8"
         resize_image(np.zeros((1, 1, 3), np.uint8), size, mode)  # refuses a wrong size or mode, also for no images
-        store = _read(key, path, len(split), size)
+        try:
+            store = _read(key, path, len(split), size)
+            if store is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{path}.lock"):
+                    store = _read(key, path, len(split), size)  # another process may have made it meanwhile
+                    if store is None:
+                        _write(path, split, size, mode, progress)
+                        store = _read(key, path, len(split), size)
+        except OSError as error:
+            raise RunError(
+                f"the image cache {path.parent} cannot be used: {error.strerror or error}; "
+                "set HPDVAL_CACHE to a folder that can be written"
+            ) from error
         if store is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                store = _read(key, path, len(split), size)  # another process may have made it meanwhile
-                if store is None:
-                    _write(path, split, size, mode, progress)
-                    store = _read(key, path, len(split), size)
-        assert store is not None, f"{path} was damaged as soon as it was written"
+            raise RunError(f"{path} does not hold what was just written to it; check the disk")
         return store
 
     @cached_property
@@ -143,6 +150,8 @@ def _resized(split: Split, size: int, mode: str) -> Iterator[np.ndarray]:
 
 def _write(path: Path, split: Split, size: int, mode: str, progress: Progress | None) -> None:
     """Write the hashes after the pixels: (N, S, S, 3) uint8, then (N, 32) uint8."""
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
+        stale.unlink(missing_ok=True)
     hashes = []
     with atomic_write(path) as file:
         images = _resized(split, size, mode)

@@ -11,7 +11,7 @@ import numpy as np
 
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.listing import Classes, Listing, assemble, read_classes, read_lines, safe_path
-from hpdval.errors import DataError
+from hpdval.errors import ConfigError, DataError
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -48,11 +48,15 @@ def load_voc(
     names = read_classes(classes)
     column = {name: i for i, name in enumerate(names)}
     folder = root or source
-    splits = [
+    train_split, test_split = (
         _read_split(source, folder, [sets] if isinstance(sets, str) else sets, column, difficult, require_images)
-        for sets in (train, test or ())
-    ]
-    return assemble(f"voc-{source.resolve().name}", names, *splits)
+        if sets
+        else None
+        for sets in (train, test)
+    )
+    if train_split is None:
+        raise ConfigError("train names no image set; give one as year/set, such as '2007/trainval'")
+    return assemble(f"voc-{source.resolve().name}", names, train_split, test_split)
 
 
 def _read_split(
@@ -68,9 +72,7 @@ def _read_split(
             there = sorted(
                 f"{p.parts[-4][3:]}/{p.stem}" for p in devkit.glob("VOC*/ImageSets/Main/*.txt") if "_" not in p.stem
             )
-            raise DataError(
-                f"image set {chosen} is not in {devkit}; there: {', '.join(there) or 'none, so no VOC devkit'}"
-            )
+            raise DataError(f"image set {chosen} is not in {devkit}; there: {', '.join(there) or 'none'}")
         for line, text in enumerate(read_lines(set_file), 1):
             if not text:
                 continue
