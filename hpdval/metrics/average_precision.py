@@ -40,9 +40,7 @@ def _array(values: ArrayLike, name: str) -> NDArray[np.float64]:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, text, tensors on a GPU or with a gradient
-        raise ConfigError(
-            f"{name} must be numbers in CPU memory, without gradient (tensor.detach().cpu()): {error}"
-        ) from None
+        raise ConfigError(f"{name} must be numbers in CPU memory (tensor.detach().float().cpu()): {error}") from None
 
 
 def average_precision(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float64]:

@@ -22,7 +22,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,7 @@ from hpdval.errors import ConfigError
 from hpdval.groups import GROUPS, class_groups
 from hpdval.metrics.average_precision import checked
 from hpdval.metrics.evaluate import check_class_counts
+from hpdval.metrics.ranking import Ranking
 from hpdval.metrics.readout import apply_readout
 
 CHUNK = 64  # resamples at a time: memory stays at N x 64 x 4 bytes, and in a processor's cache
@@ -168,7 +170,7 @@ def _intervals(
         )
     n_classes = labels.shape[1]
     check_class_counts(class_counts, n_classes)
-    rankings = [[[_Ranking.of(run[:, c], labels[:, c]) for c in range(n_classes)] for run in runs] for runs in methods]
+    rankings = [[[Ranking.of(run[:, c], labels[:, c]) for c in range(n_classes)] for run in runs] for runs in methods]
     drawn = _resampled(rankings, len(labels), resamples, seed)  # of each method (C, R), the mean over its seeds
     left_out = [np.mean([[r.delete_one() for r in run] for run in runs], axis=0) for runs in rankings]  # (C, N)
     result = {}
@@ -196,9 +198,10 @@ def _interval(per_seed: Floats, drawn: Floats, left_out: Floats, level: float) -
     bias = (n - 1) * (left_out.mean() - estimate)
     error = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
     spread = drawn.std()
-    scale = error / spread if spread > 0 else 0.0
+    scale = error / spread * _student(left_out, level) if spread > 0 else 0.0
     deviations, tail = drawn - drawn.mean(), (1 - level) / 2
-    low, high = np.quantile(deviations, tail), -np.quantile(-deviations, tail)  # exactly antisymmetric
+    low = np.quantile(deviations, tail, method="weibull")
+    high = -np.quantile(-deviations, tail, method="weibull")  # not of 1 - tail: this is exactly antisymmetric
     return Interval(
         estimate=100 * estimate,
         low=float(100 * (estimate - bias + scale * low)),
@@ -206,6 +209,20 @@ def _interval(per_seed: Floats, drawn: Floats, left_out: Floats, level: float) -
         level=level,
         per_seed=tuple(100 * float(value) for value in per_seed),
     )
+
+
+def _student(left_out: Floats, level: float) -> float:
+    """Return t / z >= 1, what the uncertainty of the standard error itself adds when few images decide.
+
+    A sum of squares of N deviations with kurtosis k is as uncertain as a chi-squared of 2 N / (k - 1) degrees.
+    """
+    squares = (left_out - left_out.mean()) ** 2
+    if squares.max() == squares.min():
+        return 1.0
+    freedom = max(2 * squares.mean() ** 2 / squares.var() * squares.size, 2.0)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    first, second = (z**2 + 1) / 4, (5 * z**4 + 16 * z**2 + 3) / 96
+    return 1 + first / freedom + second / freedom**2  # Cornish-Fisher expansion of Student's quantile
 
 
 def _difference(values: Sequence[Floats]) -> Floats:
@@ -219,7 +236,7 @@ def _mean(values: Floats) -> Floats:
         return np.asarray(np.where(valid, values, 0.0).sum(axis=0) / valid.sum(axis=0))
 
 
-def _resampled(rankings: list[list[list[_Ranking]]], n_images: int, resamples: int, seed: int) -> list[Floats]:
+def _resampled(rankings: list[list[list[Ranking]]], n_images: int, resamples: int, seed: int) -> list[Floats]:
     """Return, for each method, the per-class APs of every resample, averaged over the method's seeds, (C, R)."""
     rng = np.random.default_rng(seed)
     chunks: list[list[Floats]] = [[] for _ in rankings]
@@ -230,67 +247,3 @@ def _resampled(rankings: list[list[list[_Ranking]]], n_images: int, resamples: i
         for parts, runs in zip(chunks, rankings, strict=True):
             parts.append(np.mean([[ranking.weighted(weights) for ranking in run] for run in runs], axis=0))
     return [np.concatenate(parts, axis=1) for parts in chunks]
-
-
-class _Ranking(NamedTuple):
-    """One class, sorted once: all that an AP under any multiplicities of the images needs."""
-
-    order: NDArray[np.int32]  # images from the best score down, to the last positive's ties
-    starts: NDArray[np.intp]  # where in ``order`` each stretch between two distinct positive scores begins
-    stretch: NDArray[np.intp]  # (P,) the stretch in which a positive's score group ends
-    positives: NDArray[np.intp]  # (P,) images, best first
-    last_tie: NDArray[np.intp]  # (P,) the last positive with the same score
-    above: NDArray[np.intp]  # (N,) positives that score strictly higher than the image
-    true_positives: NDArray[np.intp]  # (P,) positives scoring at least as high
-    predicted: NDArray[np.intp]  # (P,) images scoring at least as high
-
-    @classmethod
-    def of(cls, scores: Floats, positive: NDArray[np.bool_]) -> _Ranking:
-        order = np.argsort(-scores, kind="stable")
-        falling = -scores[order]
-        positives = order[positive[order]]
-        hits = -scores[positives]
-        predicted = np.searchsorted(falling, hits, side="right")
-        true_positives = np.searchsorted(hits, hits, side="right")
-        ends = np.unique(predicted)
-        return cls(
-            order=order[: ends[-1] if ends.size else 0].astype(np.int32),
-            starts=np.concatenate([[0], ends[:-1]]).astype(np.intp),
-            stretch=np.searchsorted(ends, predicted),
-            positives=positives,
-            last_tie=true_positives - 1,
-            above=np.searchsorted(hits, -scores, side="left"),
-            true_positives=true_positives,
-            predicted=predicted,
-        )
-
-    @property
-    def ap(self) -> float:
-        return float(np.mean(self.true_positives / self.predicted)) if self.positives.size else math.nan
-
-    def weighted(self, weights: NDArray[np.float32]) -> Floats:
-        """Return the AP under each column of multiplicities (N, R), (R,); NaN where no positive was drawn."""
-        if not self.positives.size:
-            return np.full(weights.shape[1], math.nan)
-        predicted = np.add.reduceat(weights[self.order], self.starts, axis=0).cumsum(axis=0)[self.stretch]  # (P, R)
-        drawn = weights[self.positives]
-        precision = np.divide(drawn.cumsum(axis=0)[self.last_tie], np.maximum(predicted, 1), dtype=np.float64)
-        with np.errstate(invalid="ignore"):
-            return np.asarray((drawn * precision).sum(axis=0) / drawn.sum(axis=0, dtype=np.float64))
-
-    def delete_one(self) -> Floats:
-        """Return the AP without each image in turn, (N,): one less among the predicted of every positive below it."""
-        count = self.positives.size
-        if count == 0:
-            return np.full(self.above.size, math.nan)
-        tp, predicted = self.true_positives, self.predicted
-        fewer = np.maximum(predicted - 1, 1)
-        kept, negative_out, positive_out = (
-            np.concatenate([[0.0], np.cumsum(ratio)]) for ratio in (tp / predicted, tp / fewer, (tp - 1) / fewer)
-        )
-        result = (kept[self.above] + negative_out[-1] - negative_out[self.above]) / count
-        own = (tp - 1) / fewer  # a deleted positive does not count itself
-        above = self.above[self.positives]
-        remaining = kept[above] + positive_out[-1] - positive_out[above] - own
-        result[self.positives] = remaining / (count - 1) if count > 1 else math.nan
-        return result
