@@ -1,0 +1,16 @@
+"""Files shipped with the package: the small CLIP of the embedded world and its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SCENES_CLIP_SHA256 = ""
+
+
+def asset_path(name: str) -> Path:
+    """Return the path of a shipped file.
+
+    >>> asset_path("scenes_clip.json").is_file()
+    True
+    """
+    return Path(__file__).parent / name
