@@ -60,12 +60,8 @@ FAMILIES: dict[str, Json] = {
         custom_text=True,
         multimodal_cfg=COCA,
     ),
-    "timm ViT": small_config(
-        {"timm_model_name": "test_vit3", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
-    ),
-    "timm relative positions": small_config(
-        {"timm_model_name": "test_vit_relpos", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
-    ),
+    "timm ViT": small_config({**TIMM, "timm_model_name": "test_vit3"}),
+    "timm relative positions": small_config({**TIMM, "timm_model_name": "test_vit_relpos"}),
     "EVA02": small_config(
         {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": None, "image_size": 224},
         custom_text=True,

@@ -20,7 +20,7 @@ from hpdval.models.clip import Clip, Preprocess
 from hpdval.models.numeric import resolve_device
 from hpdval.models.towers import patch_grid
 
-MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+TOWERS = ("vision_cfg", "text_cfg")
 
 
 def load_clip(
@@ -114,9 +114,9 @@ def _resolve(name: Any, pretrained: Any) -> tuple[dict[str, Any], Path | str | N
 
 def _normal_form(config: Any, shown: str) -> dict[str, Any]:
     """Return ``{"model_cfg": ..., "preprocess_cfg": ...}`` from either kind of configuration, complete and copied."""
-    model = config.get("model_cfg", config) if isinstance(config, dict) else {}
-    if not isinstance(model, dict) or not all(key in model for key in MODEL_KEYS):
-        raise ModelError(f"{shown} is no CLIP configuration; it needs {', '.join(MODEL_KEYS)}, as open_clip's do")
+    model = config.get("model_cfg", config) if isinstance(config, dict) else None
+    if not (isinstance(model, dict) and "embed_dim" in model and all(isinstance(model.get(k), dict) for k in TOWERS)):
+        raise ModelError(f"{shown} is no CLIP configuration; it needs embed_dim, {', '.join(TOWERS)}, as in open_clip")
     return copy.deepcopy({"model_cfg": model, "preprocess_cfg": dict(config.get("preprocess_cfg") or {})})
 
 
@@ -124,6 +124,8 @@ def _scenes() -> tuple[Any, Path]:
     from hpdval.assets import SCENES_CLIP_SHA256, asset_path
 
     path = Path(asset_path("scenes_clip.safetensors"))
+    if not path.is_file():
+        raise ModelError(f"{path} is missing from this installation; reinstall hpdval")
     if sha256_file(path) != SCENES_CLIP_SHA256:
         raise ModelError(f"{path} is damaged: its sha256 is not the pinned one; reinstall hpdval")
     return read_json(asset_path("scenes_clip.json")), path

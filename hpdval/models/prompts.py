@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpdval.errors import ConfigError
 from hpdval.models.clip import Clip, class_names
+from hpdval.models.text import prompt_slots
 
 TEMPLATE = "a photo of a {}."
 CONTEXT_STD = 0.02
@@ -53,7 +54,7 @@ def context_init(clip: Clip, tokens: int, init: str = "normal", seed: int = 0) -
         draw = torch.randn(tokens, clip.text_width, generator=torch.Generator().manual_seed(seed))
         return (CONTEXT_STD * draw).to(weight)
     with_words, without = clip.tokenise([init, ""])
-    start = int((with_words != without).nonzero()[0])  # after [SOS]
+    _, start, _ = prompt_slots(clip.tokenizer, tokens)  # after [SOS]
     end = int((with_words == without[start]).nonzero()[0])  # at [EOT]
     if end - start != tokens:
         raise ConfigError(
