@@ -44,8 +44,11 @@ def software() -> Iterator[str]:
 
 def device() -> Iterator[str]:
     """Yield the processor, its bfloat16 instructions, and the GPU if torch sees one."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of CUDA is missing or damaged
+        yield f"torch cannot be imported ({error}); repair it with: make setup, or pip install --force-reinstall torch"
+        return
     flags = _cpu_flags()
     bf16 = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
     yield f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads"
