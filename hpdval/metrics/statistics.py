@@ -9,10 +9,11 @@ upwards when positives are few, each resample adds that bias once more, and a me
 not the bias (20 classes of 50 positives: 75 % coverage instead of 95).  And the spread of the resamples is a few
 percent too small.  Both are mended by the jackknife, whose delete-one APs have a closed form:
 
-    interval = estimate - bias_J + (se_J / sd*) [q_a(t*) - mean(t*), q_(1-a)(t*) - mean(t*)]
+    interval = estimate - bias_J + (se_J / sd*) (t / z) [q_a(t*) - mean(t*), q_(1-a)(t*) - mean(t*)]
 
-with t* the resampled values, bias_J = (N - 1) (mean_i AP_(-i) - AP) and se_J^2 = (N - 1) / N sum_i (AP_(-i) - mean)^2
-[Efron and Tibshirani, 1993, ch. 10, 11].  It is an interval for the mAP on infinitely many images of the same kind.
+with t* the resampled values, bias_J = (N - 1) (mean_i AP_(-i) - AP), se_J^2 = (N - 1) / N sum_i (AP_(-i) - mean)^2 and
+t / z Student's quantile over the normal one for the degrees of freedom that the deletions support [Efron and
+Tibshirani, 1993, ch. 10-12].  It is an interval for the mAP on infinitely many images of the same kind.
 
 Letters: N images, C classes, R resamples, P positives of a class.
 """
@@ -221,8 +222,9 @@ def _student(left_out: Floats, level: float) -> float:
         return 1.0
     freedom = max(2 * squares.mean() ** 2 / squares.var() * squares.size, 2.0)
     z = NormalDist().inv_cdf(0.5 + level / 2)
-    first, second = (z**2 + 1) / 4, (5 * z**4 + 16 * z**2 + 3) / 96
-    return 1 + first / freedom + second / freedom**2  # Cornish-Fisher expansion of Student's quantile
+    terms = (z**2 + 1) / 4, (5 * z**4 + 16 * z**2 + 3) / 96, (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / 384
+    # Fisher's expansion of Student's quantile [Abramowitz and Stegun 26.7.5]
+    return 1 + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _difference(values: Sequence[Floats]) -> Floats:
