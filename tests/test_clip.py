@@ -204,6 +204,27 @@ def test_a_tokenizer_that_is_not_here_is_an_error_not_a_download(tmp_path: Path)
         clip.encode_text(["dog"])
 
 
+def test_inputs_follow_the_model_to_its_device(tmp_path: Path) -> None:
+    """The meta device stands for any other: it computes shapes, and refuses operands that stayed behind."""
+    clip = build(tmp_path, small_config(), device="meta")
+    pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    features = clip.encode_image(torch.from_numpy(pixels))
+    texts = clip.encode_text(["a dog.", "a cat."]), clip.encode_prompts(torch.zeros(4, clip.text_width), NAMES)
+    assert {value.device.type for value in (*features, *texts)} == {"meta"}
+    assert [tuple(value.shape) for value in (*features, *texts)] == [(2, 16), (2, 16, 16), (2, 16), (3, 16)]
+
+
+@torch.no_grad()
+def test_autocast_changes_little(tmp_path: Path) -> None:
+    clip = build(tmp_path, FAMILIES["quickgelu"])
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = (*clip.encode_image(images), clip.encode_text(NAMES))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = (*clip.encode_image(images), clip.encode_text(NAMES))
+    for exact, rounded in zip(whole, half, strict=True):
+        assert torch.nn.functional.cosine_similarity(exact, rounded.float(), dim=-1).min() > 0.999
+
+
 # -- what identifies a model -----------------------------------------------------------------------------------------
 
 

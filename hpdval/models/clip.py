@@ -139,7 +139,7 @@ class Clip(nn.Module):
 
     def encode_tokens(self, ids: Tensor) -> Tensor:
         """Return features (C, D), not L2-normalised, of token ids (C, L) from :meth:`tokenise`."""
-        return text.text_features(self.model, ids.to(self.device))
+        return text.text_features(self.model, ids)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Return features (C, D), not L2-normalised, of prompts such as ``"a photo of a dog."``.
@@ -165,7 +165,7 @@ class Clip(nn.Module):
         ids = self.tokenise([f"{words} {name}." for name in class_names(classes)])
         if not bool((ids[:, start : start + len(context)] == slot).all()):
             raise ModelError(f"the tokenizer of {self.name} leaves no place for learnable context tokens")
-        return text.text_features(self.model, ids.to(self.device), context=context.to(self.device), start=start)
+        return text.text_features(self.model, ids, context=context, start=start)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write configuration and weights so that ``load_clip(folder)``, or open_clip's ``local-dir:``, reads them."""

@@ -95,16 +95,17 @@ def text_features(
     exchanged: dict[str, Tensor] = {}
     pool = getattr(part, "pool_type", getattr(part, "text_pool_type", None))
     if trim and pool == "argmax" and part.attn_mask is not None and getattr(part, "cls_emb", None) is None:
-        length = int(ids.argmax(dim=-1).max()) + 1
+        length = int(ids.argmax(dim=-1).max()) + 1  # asked before the ids move, so that no GPU is waited for
         ids = ids[:, :length]
         exchanged[f"{prefix}positional_embedding"] = part.positional_embedding[:length]
         exchanged[f"{prefix}attn_mask"] = part.attn_mask[:length, :length]
+    ids = ids.to(part.token_embedding.weight.device)
     hook = None
     if context is not None:
         stop = start + len(context)
 
         def insert(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:  # (C, L, W)
-            middle = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+            middle = context.to(embedded).expand(len(embedded), -1, -1)
             return torch.cat([embedded[:, :start], middle, embedded[:, stop:]], dim=1)
 
         hook = part.token_embedding.register_forward_hook(insert)
