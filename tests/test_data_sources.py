@@ -265,6 +265,7 @@ def _set(part: str, index: int, key: str, value: Any) -> Callable[[dict[str, Any
         (_set("images", 1, "file_name", "../b.png"), r"\.\./b\.png leaves the image folder"),
         (_set("images", 1, "file_name", "gone.png"), r"gone\.png is not a file in .*1 of 2 images are missing"),
         (_set("categories", 0, "name", "dog"), "class dog is named twice"),
+        (_set("categories", 0, "id", 13), "two categories have the same id"),
         (lambda c: c.pop("annotations"), "no list named annotations"),
         (lambda c: c["categories"].clear(), "class list is empty"),
     ],

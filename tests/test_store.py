@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import resource
 import subprocess
@@ -98,8 +99,9 @@ def test_key_follows_everything_the_pixels_depend_on(tmp_path: Path) -> None:
 
 def test_changed_files_are_decoded_again(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,labels\na.png,dog\n")
-    for colour in ("red", "blue"):
-        Image.new("RGB", (9, 9), colour).save(tmp_path / "a.png")
+    for time, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "a.png", "BMP")  # as many bytes for either colour
+        os.utime(tmp_path / "a.png", (time, time))
         store = ImageStore.open(load_dataset(tmp_path / "t.csv", classes=["dog"]).train, 4, cache=tmp_path)
         assert store.images[0, 0, 0].tolist() == {"red": [255, 0, 0], "blue": [0, 0, 255]}[colour]
 

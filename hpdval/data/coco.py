@@ -67,51 +67,22 @@ def _folder(path: Path, root: Path, chosen: str | os.PathLike[str] | None) -> tu
 def _read_split(
     path: Path, folder: tuple[Path, str], crowd: bool, require_images: bool, expected: tuple[str, ...] | None
 ) -> tuple[Split, tuple[str, ...]]:
-    try:
-        content = read_json(path)
-    except HpdvalError as error:
-        raise DataError(str(error)) from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{path} has no list named {key}; give a COCO instances json")
-    categories = sorted(content["categories"], key=lambda entry: _get(path, "categories", entry, "id", int))
-    names = [(f"{path}, category {entry['id']}", _get(path, "categories", entry, "name", str)) for entry in categories]
-    classes = check_classes(names, str(path))
-    expected = expected or classes
-    if set(expected) != set(classes):
-        odd = min(set(expected) ^ set(classes))
-        raise DataError(
-            f"{path}: category {odd} is only in one of the train and test files; give files of one data set"
-        )
-    column = {entry["id"]: expected.index(entry["name"]) for entry in categories}
-
-    labels: dict[int, list[int]] = {}
-    sizes: list[tuple[Any, Any]] = []
+    content = _content(path)
+    column, classes = _columns(path, content["categories"], expected)
     files: dict[int, str] = {}
     for entry in content["images"]:
         image_id = _get(path, "images", entry, "id", int)
         if image_id in files:
             raise DataError(f"{path}: image id {image_id} is given twice")
         files[image_id] = _get(path, "images", entry, "file_name", str)
-        labels[image_id] = []
-        sizes.append((entry.get("width"), entry.get("height")))
-    rows: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in files}
-    for entry in content["annotations"]:
-        where = f"{path}: annotation {entry.get('id') if isinstance(entry, dict) else entry!r}"
-        image_id, category = (_get(path, "annotations", entry, key, int) for key in ("image_id", "category_id"))
-        if image_id not in files or category not in column:
-            kind, value = ("image", image_id) if image_id not in files else ("category", category)
-            raise DataError(f"{where} names {kind} {value}, which is not in the file")
-        if entry.get("iscrowd") and not crowd:
-            continue
-        labels[image_id].append(column[category])
-        rows[image_id].append((column[category], *_box(where, entry.get("bbox"))))
+    sizes = [(entry.get("width"), entry.get("height")) for entry in content["images"]]
+    objects = list(_objects(path, content["annotations"], files, column, crowd).values())
 
     base, name = folder
     listing = Listing(path)
-    for image_id, file_name in files.items():
-        listing.add(f"{name}/{file_name}" if name else file_name, labels[image_id])
-    ids, all_rows = listing.ids, list(rows.values())
+    for file_name, rows in zip(files.values(), objects, strict=True):
+        listing.add(f"{name}/{file_name}" if name else file_name, [int(row[0]) for row in rows])
+    ids = listing.ids
 
     def boxes(index: int) -> np.ndarray:
         found = image_size(base / ids[index])
@@ -120,9 +91,53 @@ def _read_split(
                 f"{base / ids[index]} has {found[0]} x {found[1]} pixels upright but {path.name} has its boxes in "
                 f"{sizes[index][0]} x {sizes[index][1]}; use the images it was made for"
             )
-        return np.array(all_rows[index], np.float32).reshape(-1, 5)
+        return np.array(objects[index], np.float32).reshape(-1, 5)
 
-    return listing.split(base, len(expected), require_images=require_images, boxes=boxes), expected
+    return listing.split(base, len(classes), require_images=require_images, boxes=boxes), classes
+
+
+def _content(path: Path) -> dict[str, list[Any]]:
+    try:
+        content = read_json(path)
+    except HpdvalError as error:
+        raise DataError(str(error)) from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path} has no list named {key}; give a COCO instances json")
+    return content
+
+
+def _columns(
+    path: Path, categories: list[Any], expected: tuple[str, ...] | None
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Return the column of each category id, and the class names: ``expected``, else by ascending id."""
+    ordered = sorted(categories, key=lambda entry: _get(path, "categories", entry, "id", int))
+    names = [(f"{path}, category {entry['id']}", _get(path, "categories", entry, "name", str)) for entry in ordered]
+    found = check_classes(names, str(path))
+    classes = expected or found
+    if set(classes) != set(found):
+        odd = min(set(classes) ^ set(found))
+        raise DataError(f"{path}: category {odd} is only in one of the train and test files; give files of one set")
+    column = {entry["id"]: classes.index(entry["name"]) for entry in ordered}
+    if len(column) != len(ordered):
+        raise DataError(f"{path}: two categories have the same id")
+    return column, classes
+
+
+def _objects(
+    path: Path, annotations: list[Any], files: dict[int, str], column: dict[int, int], crowd: bool
+) -> dict[int, list[tuple[float, ...]]]:
+    """Return rows of class index, x, y, width, height for each image id, in the order of ``files``."""
+    rows: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in files}
+    for entry in annotations:
+        where = f"{path}: annotation {entry.get('id') if isinstance(entry, dict) else entry!r}"
+        image_id, category = (_get(path, "annotations", entry, key, int) for key in ("image_id", "category_id"))
+        if image_id not in files or category not in column:
+            kind, value = ("image", image_id) if image_id not in files else ("category", category)
+            raise DataError(f"{where} names {kind} {value}, which is not in the file")
+        if crowd or not entry.get("iscrowd"):
+            rows[image_id].append((column[category], *_box(where, entry.get("bbox"))))
+    return rows
 
 
 def _get(path: Path, part: str, entry: Any, key: str, kind: type) -> Any:
