@@ -67,6 +67,8 @@ def test_images_may_lie_elsewhere_and_columns_in_any_order(folder: Path) -> None
     train = write(lists / "t.csv", "split,labels,path", "x,dog,./a.png")
     data = load_dataset(train, root=folder, classes=folder / "classes.txt")
     assert data.train.ids == ("a.png",)
+    (lists / "names.txt").write_text("dog")
+    assert load_dataset(train, root=folder, classes="names.txt").classes == ("dog",)  # beside the CSV
     assert load_dataset(folder, train="lists/t.csv", classes=["dog"]).train.ids == ("a.png",)
 
 
@@ -110,7 +112,7 @@ def test_a_folder_is_no_image(folder: Path) -> None:
         (["dog", "cat", "dog"], r"classes\[2\]: class dog is named twice \(first in classes\[0\]\)"),
         (["dog", " "], r"classes\[1\]: a class name is empty"),
         (["dog;cat"], "separates labels"),
-        ("nowhere.txt", r"nowhere\.txt cannot be read"),
+        ("nowhere.txt", r"classes=nowhere\.txt is not a file, neither here nor in"),
     ],
 )
 def test_class_lists_are_checked(classes: Any, message: str, folder: Path) -> None:

@@ -48,9 +48,9 @@ def load_coco(
     if root is None:
         root = source.parent.parent if source.parent.name == "annotations" else source.parent
     train, classes = _read_split(source, _folder(source, root, images), crowd, require_images, None)
-    test_path = companion("test", test, source)
     test_split = None
-    if test_path:
+    if test:
+        test_path = companion("test", test, source)
         test_split, _ = _read_split(test_path, _folder(test_path, root, test_images), crowd, require_images, classes)
     return assemble(source.stem.removeprefix("instances_"), classes, train, test_split)
 

@@ -29,7 +29,8 @@ def load_csv(
         source: the training CSV, UTF-8.
         root: folder of the images.
         test: the test CSV; looked for beside ``source`` too.
-        classes: class names in order, or a file with one on each line; default: ``classes.txt`` beside ``source``.
+        classes: class names in order, or a file with one on each line; default: ``classes.txt`` beside
+            ``source``.
         require_images: False allows images that are not there, to work with labels only.
 
     Raises:
@@ -39,13 +40,15 @@ def load_csv(
         classes = source.parent / "classes.txt"
         if not classes.is_file():
             raise DataError(f"{source} needs a class list: give classes= (names or a file), or write {classes}")
+    if isinstance(classes, str | os.PathLike):
+        classes = companion("classes", classes, source)
     names = read_classes(classes)
     for name in names:
         if ";" in name:
             raise DataError(f"class name {name!r} holds ';', which separates labels; rename it")
     index = {name: i for i, name in enumerate(names)}
     folder = root or source.parent
-    test_path = companion("test", test, source)
+    test_path = companion("test", test, source) if test else None
     train_list = read_csv(source, index)
     test_list = read_csv(test_path, index) if test_path else None
     return assemble(

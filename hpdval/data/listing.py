@@ -189,14 +189,12 @@ def check_classes(named: Sequence[tuple[str, str]], source: str) -> tuple[str, .
     return tuple(seen)
 
 
-def companion(option: str, value: str | os.PathLike[str] | None, source: Path) -> Path | None:
+def companion(option: str, value: str | os.PathLike[str], source: Path) -> Path:
     """Return the path of a companion file: as given, else beside ``source``.
 
     Raises:
         DataError: it is in neither place.
     """
-    if value is None:
-        return None
     if not isinstance(value, str | os.PathLike):
         raise ConfigError(f"{option}={value!r} must be a path")
     for path in (Path(value), source.parent / value):

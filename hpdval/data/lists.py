@@ -35,9 +35,12 @@ def load_lists(
         classes = source.parent / f"{source.stem.split('_')[0]}_labels.txt"
         if not classes.is_file():
             raise DataError(f"{source} needs a class list: give classes= (names or a file), or write {classes}")
-    names = read_indexed_classes(Path(classes)) if isinstance(classes, str | os.PathLike) else read_classes(classes)
+    if isinstance(classes, str | os.PathLike):
+        names = read_indexed_classes(companion("classes", classes, source))
+    else:
+        names = read_classes(classes)
     folder = root or source.parent
-    test_path = companion("test", test, source)
+    test_path = companion("test", test, source) if test else None
     train_list = read_list(source, len(names))
     test_list = read_list(test_path, len(names)) if test_path else None
     return assemble(
