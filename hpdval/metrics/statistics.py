@@ -15,6 +15,10 @@ with t* the resampled values, bias_J = (N - 1) (mean_i AP_(-i) - AP), se_J^2 = (
 t / z Student's quantile over the normal one for the degrees of freedom that the deletions support [Efron and
 Tibshirani, 1993, ch. 10-12].  It is an interval for the mAP on infinitely many images of the same kind.
 
+Measured coverage of 95 % intervals for one class of 1,000 images, and of its difference between two methods (1,000
+simulations of normal scores; ``make nightly`` repeats it): 5 positives 82 and 83 %, 10: 88 and 92 %, 20: 95 and 96 %,
+50: 94 and 94 %, 100: 96 and 96 %; for 20 classes of 10, 20 or 50 positives 94 to 96 % (200 simulations).
+
 Letters: N images, C classes, R resamples, P positives of a class.
 """
 
