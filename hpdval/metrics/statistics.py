@@ -17,7 +17,7 @@ Tibshirani, 1993, ch. 10-12].  It is an interval for the mAP on infinitely many 
 
 Measured coverage of 95 % intervals for one class of 1,000 images, and of its difference between two methods (1,000
 simulations of normal scores; ``make nightly`` repeats it): 5 positives 82 and 83 %, 10: 88 and 92 %, 20: 95 and 96 %,
-50: 94 and 94 %, 100: 96 and 96 %; for 20 classes of 10, 20 or 50 positives 94 to 96 % (200 simulations).
+50: 94 and 94 %, 100: 96 and 96 %; for 20 classes of 10, 20 or 50 positives 93.5 to 96.5 % (200 simulations).
 
 Letters: N images, C classes, R resamples, P positives of a class.
 """
