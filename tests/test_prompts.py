@@ -126,20 +126,33 @@ def test_hand_crafted_prompts_and_templates(clip: Clip) -> None:
 
 
 def test_hierarchical_prompts_are_two_contexts_and_nothing_else(clip: Clip) -> None:
-    prompts = HierarchicalPrompts(clip, CLASSES, tokens=2, seed=5)
-    assert [name for name, _ in prompts.named_parameters()] == ["global_context", "local_context"]
-    assert not torch.equal(prompts.global_context, prompts.local_context)
-    text_global, text_local = prompts(clip)
-    assert torch.equal(text_global, clip.encode_prompts(prompts.global_context, CLASSES))
-    assert torch.equal(text_local, clip.encode_prompts(prompts.local_context, CLASSES))
+    prompts, fixed = HierarchicalPrompts(clip, CLASSES, tokens=2, seed=5), hand_crafted(clip, CLASSES)
+    assert [name for name, _ in prompts.named_parameters()] == ["contexts.global", "contexts.local"]
+    v, v_prime = prompts.contexts["global"], prompts.contexts["local"]
+    assert not torch.equal(v, v_prime)
+    text_global, text_local = prompts(clip, fixed)
+    assert torch.equal(text_global, clip.encode_prompts(v, CLASSES))
+    assert torch.equal(text_local, clip.encode_prompts(v_prime, CLASSES))
 
     assert prompts.moved() == {"global": 0.0, "local": 0.0}
     with torch.no_grad():
-        prompts.local_context += 0.5
+        v_prime += 0.5
     assert prompts.moved() == pytest.approx({"global": 0.0, "local": 0.5})
-    again = HierarchicalPrompts(clip, CLASSES, tokens=2, seed=6)
-    again.load_state_dict(prompts.state_dict())  # a resumed run still knows where it started
+    again = HierarchicalPrompts(clip, CLASSES, tokens=2, seed=5)
+    again.load_state_dict(prompts.state_dict())  # a resumed run knows where it started: from its seed
     assert again.moved() == pytest.approx({"global": 0.0, "local": 0.5})
+
+
+@pytest.mark.parametrize("learned", ["global", "local"])
+def test_a_set_that_is_not_learned_stays_hand_crafted(clip: Clip, learned: str) -> None:
+    fixed = hand_crafted(clip, CLASSES)
+    prompts = HierarchicalPrompts(clip, CLASSES, tokens=2, learned=[learned])
+    assert [name for name, _ in prompts.named_parameters()] == [f"contexts.{learned}"]
+    text_global, text_local = prompts(clip, fixed)
+    assert (text_global is fixed) is (learned == "local")
+    assert (text_local is fixed) is (learned == "global")
+    with pytest.raises(ConfigError, match="choose from global, local"):
+        HierarchicalPrompts(clip, CLASSES, learned=["both"])
 
 
 @pytest.mark.shared

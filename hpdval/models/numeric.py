@@ -30,6 +30,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
-    """Return the context in which encoders run: bfloat16 autocast on CUDA (``auto``) or where asked for, else nothing."""
+    """Return the context encoders run in: bfloat16 autocast on CUDA (``auto``) or where asked for, else nothing."""
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()

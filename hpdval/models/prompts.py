@@ -16,6 +16,7 @@ from hpdval.models.text import prompt_slots
 
 TEMPLATE = "a photo of a {}."
 CONTEXT_STD = 0.02
+SETS = ("global", "local")
 
 
 def class_prompts(classes: Sequence[str], template: str = TEMPLATE) -> list[str]:
@@ -66,31 +67,37 @@ def context_init(clip: Clip, tokens: int, init: str = "normal", seed: int = 0) -
 class HierarchicalPrompts(nn.Module):
     """The two sets of context vectors of stage 2: global t_G = [v_1 .. v_M, w_i], local t_L = [v'_1 .. v'_M, w_i].
 
-    ``forward(clip)`` gives T_G and T_L, each (C, D), for the classes named at construction; the text tower belongs to
-    ``clip``, which stays outside: only the contexts are parameters here.
+    ``forward(clip, fixed)`` gives T_G and T_L, each (C, D), for the classes named at construction; a set that is not in
+    ``learned`` stays ``fixed``.  The text tower belongs to ``clip``, which stays outside: only the contexts are
+    parameters here.
     """
 
     def __init__(
-        self, clip: Clip, classes: Sequence[str], *, tokens: int = 4, init: str = "normal", seed: int = 0
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        tokens: int = 4,
+        init: str = "normal",
+        seed: int = 0,
+        learned: Sequence[str] = SETS,
     ) -> None:
         super().__init__()
+        if not learned or not set(learned) <= set(SETS):
+            raise ConfigError(f"learned is {list(learned)!r}; choose from {', '.join(SETS)}")
         self.classes = tuple(classes)
-        self.global_context = nn.Parameter(context_init(clip, tokens, init, 2 * seed))  # (M, W)
-        self.local_context = nn.Parameter(context_init(clip, tokens, init, 2 * seed + 1))
-        self.global_start: Tensor
-        self.local_start: Tensor
-        self.register_buffer("global_start", self.global_context.detach().clone())
-        self.register_buffer("local_start", self.local_context.detach().clone())
+        starts = {
+            name: context_init(clip, tokens, init, 2 * seed + i) for i, name in enumerate(SETS) if name in learned
+        }
+        self.contexts = nn.ParameterDict({name: nn.Parameter(start) for name, start in starts.items()})  # (M, W) each
+        self.starts = {name: start.clone() for name, start in starts.items()}
 
-    def forward(self, clip: Clip) -> tuple[Tensor, Tensor]:
-        """Return T_G and T_L, (C, D) each, not L2-normalised."""
-        text_global = clip.encode_prompts(self.global_context, self.classes)
-        return text_global, clip.encode_prompts(self.local_context, self.classes)
+    def forward(self, clip: Clip, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return T_G and T_L, (C, D) each, not L2-normalised; ``fixed`` (C, D) is T_H."""
+        texts = {name: clip.encode_prompts(context, self.classes) for name, context in self.contexts.items()}
+        return texts.get("global", fixed), texts.get("local", fixed)
 
     def moved(self) -> dict[str, float]:
         """Return how far each context has moved: the root mean square of its change, in units of embeddings."""
-        changes = {
-            "global": self.global_context.detach() - self.global_start,
-            "local": self.local_context.detach() - self.local_start,
-        }
+        changes = {name: context.detach().cpu() - self.starts[name].cpu() for name, context in self.contexts.items()}
         return {name: float(change.square().mean().sqrt()) for name, change in changes.items()}

@@ -14,18 +14,14 @@ from hpdval.data.dataset import Dataset
 from hpdval.losses import build_loss
 from hpdval.metrics import evaluate
 from hpdval.models import ImageFeatures
-from hpdval.models.dual_view import dual_view_scores
+from hpdval.models.dual_view import LogitScale, dual_view_scores
 from hpdval.scoring import Scorer
 
 CENTRE_IMAGES = 512
 
 
 class Objective(nn.Module):
-    """L_cls of both stages: a multi-label loss on ``scale * scores + bias``.
-
-    Cosines lie in [-1, 1] and saturate no sigmoid; the learnable scale and bias belong to the objective alone, and
-    ranking uses the plain scores (method: objective, not score).
-    """
+    """L_cls of both stages: a multi-label loss on ``scale * scores + bias``, which belong to the objective alone."""
 
     def __init__(
         self, config: TrainingConfig, score: ScoreConfig, class_counts: torch.Tensor, n_train: int, mean_score: float
@@ -34,16 +30,18 @@ class Objective(nn.Module):
         self.score_config = asdict(score)
         self.loss = build_loss(config.loss, class_counts, n_train)
         bias = -config.scale * mean_score if config.bias is None else config.bias
-        learned = config.scale_lr > 0
-        self.scale = nn.Parameter(torch.tensor(float(config.scale)), requires_grad=learned)
-        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learned)
+        self.logits = LogitScale(config.scale, bias).requires_grad_(config.scale_lr > 0)
+
+    def record(self) -> dict[str, float]:
+        """Return scale and bias as they are now."""
+        return {"scale": float(self.logits.log_scale.detach().exp()), "bias": float(self.logits.bias.detach())}
 
     def forward(
         self, features: ImageFeatures, text_global: torch.Tensor, text_local: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
         """Return the scalar loss of features (B, D), (B, P, D), texts (C, D) and targets (B, C)."""
         scores = dual_view_scores(features.cls, features.patches, text_global, text_local, **self.score_config)
-        loss: torch.Tensor = self.loss(self.scale * scores + self.bias, targets)
+        loss: torch.Tensor = self.loss(self.logits(scores), targets)
         return loss
 
 

@@ -157,6 +157,6 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
         validate=validation_map(dataset, experiment, scorer),
         show=show,
     )
-    run.log(stage="stage1", scale=float(objective.scale.detach()), bias=float(objective.bias.detach()))
+    run.log(stage="stage1", **objective.record())
     clip.requires_grad_(False)
     return scorer()

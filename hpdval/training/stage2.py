@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
 from hpdval.models import ImageFeatures
-from hpdval.models.prompts import context_init, hand_crafted
+from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.run import Run
 from hpdval.scoring import Scorer, encode_split
 from hpdval.training.loop import Batch, Task, fit
@@ -42,44 +41,37 @@ class PromptTuning(Task):
     def __init__(self, start: Scorer, text: torch.Tensor, objective: Objective, experiment: Experiment) -> None:
         super().__init__()
         config = self.config = experiment.stage2
-        self.classes = start.classes
         self.encoder = start.clip.requires_grad_(False)
         self.objective = objective
         self.register_buffer("text", text)
-        learned = ("global", "local") if config.prompts == "both" else (config.prompts,)
-        self.contexts = nn.ParameterDict(
-            {
-                name: nn.Parameter(
-                    context_init(start.clip, config.contexts, init=config.init, seed=experiment.seed + i)
-                )
-                for i, name in enumerate(learned)
-            }
+        learned = SETS if config.prompts == "both" else (config.prompts,)
+        self.prompts = HierarchicalPrompts(
+            start.clip,
+            start.classes,
+            tokens=config.contexts,
+            init=config.init,
+            seed=experiment.seed,
+            learned=learned,
         )
-        self.initial = {name: value.detach().clone() for name, value in self.contexts.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the contexts at ``lr``, scale and bias at ``scale_lr``."""
-        contexts = parameter_groups(self.contexts, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        contexts = parameter_groups(self.prompts, lr=self.config.lr, weight_decay=self.config.weight_decay)
         return contexts + parameter_groups(self.objective, lr=self.config.scale_lr, weight_decay=0.0)
 
     def texts(self) -> dict[str, torch.Tensor]:
         """Return T_G and T_L (C, D); a set that is not learned stays hand-crafted."""
-        texts = {"global": self.text, "local": self.text}
-        return texts | {name: self.encoder.encode_prompts(c, self.classes) for name, c in self.contexts.items()}
+        return dict(zip(SETS, self.prompts(self.encoder, self.text), strict=True))
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``cls`` and ``sc`` of a batch with ``features`` and ``targets`` (B, C)."""
         texts = self.texts()
         losses = {"cls": self.objective(batch["features"], texts["global"], texts["local"], batch["targets"])}
-        anchored = ("global", "local") if self.config.sc_anchor == "both" else (self.config.sc_anchor,)
+        anchored = SETS if self.config.sc_anchor == "both" else (self.config.sc_anchor,)
         if self.config.sc_weight:
             distances = [semantic_consistency_loss(self.text, texts[name]) for name in anchored]
             losses["sc"] = self.config.sc_weight * torch.stack(distances).sum()
         return losses
-
-    def shift(self) -> dict[str, float]:
-        """Return how far each context set moved: the mean absolute change of its entries, in units of embedding."""
-        return {n: float((c.detach() - self.initial[n]).abs().mean()) for n, c in self.contexts.items()}
 
 
 class FeatureBatches:
@@ -142,7 +134,7 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
             score=experiment.score,
             resize=experiment.resize,
             template=experiment.template,
-            contexts=dict(task.contexts.items()),
+            contexts=dict(task.prompts.contexts.items()),
             method="stage 2",
         )
         result.share_clip_of(start)
@@ -159,10 +151,5 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
         validate=validation_map(dataset, experiment, scorer),
         show=show,
     )
-    run.log(
-        stage="stage2",
-        scale=float(objective.scale.detach()),
-        bias=float(objective.bias.detach()),
-        context_shift=task.shift(),
-    )
+    run.log(stage="stage2", **objective.record(), context_shift=task.prompts.moved())
     return scorer()
