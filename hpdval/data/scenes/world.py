@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -106,23 +107,23 @@ def _attempt(names: Sequence[str], r: Random, style: Style, size: int, crowd: fl
     side = size * OVERSAMPLING
     canvas = _background(r, style, side)
     pen = ImageDraw.Draw(canvas)
-    cast = [(name, True) for name in names]
-    cast += [(name, True) for name in names if r.random() < style.copies * crowd and len(cast) < 5]
-    cast += [(r.choice(NAMES[len(CLASSES) :]), False) for _ in range(round(r.randint(*style.things) * crowd))]
+    actors = [(name, True) for name in names]
+    actors += [(name, True) for name in names if r.random() < style.copies * crowd and len(actors) < 5]
+    actors += [(r.choice(NAMES[len(CLASSES) :]), False) for _ in range(round(r.randint(*style.things) * crowd))]
     low, high = style.radius
-    high *= min(1.0, 2.2 / math.sqrt(len(cast) + 1)) * crowd
-    radii = sorted((low * (max(high, low) / low) ** r.random() for _ in cast), reverse=True)  # far things are behind
-    r.shuffle(cast)
+    high *= min(1.0, 2.2 / math.sqrt(len(actors) + 1)) * crowd
+    radii = sorted((low * (max(high, low) / low) ** r.random() for _ in actors), reverse=True)  # far things are behind
+    r.shuffle(actors)
     placed: list[tuple[float, float, float]] = []
     whole: list[int] = []
     shown: list[str] = []
-    for (name, labelled), radius in zip(cast, radii, strict=True):
+    for (name, labelled), radius in zip(actors, radii, strict=True):
         x, y = _free_place(r, radius, placed)
         placed.append((x, y, radius))
         if labelled:
             shown.append(name)
         centre, number = (x * side, y * side), len(shown) if labelled else 0
-        behind = canvas.getpixel((int(x * side), int(y * side)))
+        behind = cast(tuple[int, ...], canvas.getpixel((int(x * side), int(y * side))))
         THINGS[name](Pen(pen, number, centre, radius * side, _colour(name, r, style, behind), r))
         if labelled:
             whole.append(canvas.getchannel("A").histogram()[number])
@@ -223,8 +224,8 @@ def _develop(canvas: Image.Image, r: Random, style: Style) -> np.ndarray:
     noise = np.frombuffer(r.randbytes(pixels.size), np.uint8).reshape(pixels.shape) / np.float32(127.5) - 1
     tint = np.array([r.uniform(0.85, 1.15) for _ in range(3)], np.float32)
     contrast, amount = r.uniform(0.65, 1.0), r.uniform(0.1, 1) * style.noise
-    pixels = (pixels - 127) * contrast * tint + r.uniform(95, 150) + noise * amount
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    seen = (pixels - 127) * contrast * tint + r.uniform(95, 150) + noise * amount
+    return np.clip(seen, 0, 255).astype(np.uint8)
 
 
 def stream_scene(index: int, *, seed: int = 0, size: int = 64) -> Scene:
