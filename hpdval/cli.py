@@ -1,4 +1,4 @@
-"""The command line, ``hpdval``: demo, run, predict, doctor; each imports what it needs, so that help is instant."""
+"""The command line, ``hpdval``: demo, run, study, predict, doctor; each imports what it needs: help is instant."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run again, and replace what the folder holds")
     run.set_defaults(function=_run)
 
+    study = commands.add_parser("study", help="run notebooks 01 to 04 with several seeds and write a report")
+    study.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="as for run")
+    study.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: %(default)s)")
+    study.add_argument("--out", required=True, help="folder of the runs; what is finished there is skipped")
+    study.add_argument("--report", help="path without suffix of the report (default: OUT/report)")
+    study.add_argument("--force", action="store_true", help="run again what is already done")
+    study.set_defaults(function=_study)
+
     predict = commands.add_parser("predict", help="score images with a finished run, as CSV")
     predict.add_argument("run", metavar="RUN", help="folder of a finished run")
     predict.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of them")
@@ -76,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from hpdval.demo import demo
+    from hpdval.study import demo
 
     demo(options.out, seed=options.seed, force=options.force)
 
@@ -84,17 +92,42 @@ def _demo(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from hpdval.notebook_runner import run_notebook
 
-    parameters: dict[str, str] = {}
-    for text in options.parameter:
-        name, sign, value = text.partition("=")
-        if not (name and sign):
-            raise ConfigError(f"-p {text!r} is not NAME=VALUE, for example -p seed=1")
-        if name in parameters:
-            raise ConfigError(f"-p {name} is given twice; give it once")
-        parameters[name] = value
+    parameters = named_values(options.parameter)
     if options.timeout is not None and not options.timeout > 0:
         raise ConfigError(f"--timeout is {options.timeout:g}; it must be more than 0 seconds")
     print(run_notebook(options.notebook, parameters, options.out, timeout=options.timeout, force=options.force))
+
+
+def _study(options: argparse.Namespace) -> None:
+    from hpdval.study import study
+
+    words = ["hpdval", "study", *(f"-p {text}" for text in options.parameter), f"--seeds {options.seeds}"]
+    words += [f"--out {options.out}", *([f"--report {options.report}"] if options.report else [])]
+    study(
+        named_values(options.parameter),
+        seeds=options.seeds,
+        out=options.out,
+        report=options.report,
+        command=" ".join(words),
+        force=options.force,
+    )
+
+
+def named_values(texts: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=VALUE`` words.
+
+    >>> named_values(["seed=1", "stage1.lr=1e-4"])
+    {'seed': '1', 'stage1.lr': '1e-4'}
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not (name and sign):
+            raise ConfigError(f"-p {text!r} is not NAME=VALUE, for example -p seed=1")
+        if name in values:
+            raise ConfigError(f"-p {name} is given twice; give it once")
+        values[name] = value
+    return values
 
 
 def _predict(options: argparse.Namespace) -> None:

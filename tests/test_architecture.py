@@ -31,7 +31,7 @@ BELOW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "report": (("plots", "tables"), ("foundation", "configuration", "data", "metrics", "run", "scoring")),
 }
-FRONT = ("notebook_parameters", "notebook_process", "notebook_runner", "demo", "doctor", "cli")  # may import everything
+FRONT = ("notebook_parameters", "notebook_process", "notebook_runner", "study", "doctor", "cli")  # may import everything
 LONG = {"hpdval/data/scenes/draw.py"}  # one short function for each of the things that are drawn
 LAYER = {room: layer for layer, (rooms, _) in BELOW.items() for room in rooms}
 
@@ -108,7 +108,7 @@ def test_long_modules_are_named() -> None:
     assert {name: n for name, n in lengths.items() if n > 300 and name not in LONG} == {}
 
 
-@pytest.mark.parametrize("module", ["hpdval", "hpdval.cli", "hpdval.demo", "hpdval.notebook_runner", "hpdval.recipes"])
+@pytest.mark.parametrize("module", ["hpdval", "hpdval.cli", "hpdval.study", "hpdval.notebook_runner", "hpdval.recipes"])
 def test_import_is_light(module: str) -> None:
     """Neither torch nor matplotlib, nor what takes a second by itself, is loaded before it is needed."""
     heavy = ["torch", "matplotlib", "pandas", "open_clip", "papermill", "sklearn", "IPython"]

@@ -13,8 +13,8 @@ import pytest
 
 import hpdval
 from hpdval import cli
-from hpdval.demo import summary
 from hpdval.errors import RunError
+from hpdval.study import one_seed_table
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,7 @@ def test_help_is_there_in_half_a_second() -> None:
         result = run("--help")
         best = min(best, time.perf_counter() - began)
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("demo", "run", "predict", "doctor"))
+    assert all(name in result.stdout for name in ("demo", "run", "study", "predict", "doctor"))
     assert best < 0.5
 
 
@@ -128,11 +128,11 @@ def test_predict_end_to_end(
 
 
 def test_the_table_of_the_demo() -> None:
-    table = summary({"zero-shot": {"total": 61.239, "head": 70, "medium": 60.0, "tail": None}})
+    table = one_seed_table({"zero-shot": {"total": 61.239, "head": 70, "medium": 60.0, "tail": None}})
     assert table.splitlines()[-1] == "| zero-shot | 61.24 | 70.00 |  60.00 |     - |"
     assert len({len(line) for line in table.splitlines()}) == 1
     with pytest.raises(RunError, match="stage 1 has no tail"):
-        summary({"stage 1": {"total": 1.0, "head": 1.0, "medium": 1.0}})
+        one_seed_table({"stage 1": {"total": 1.0, "head": 1.0, "medium": 1.0}})
 
 
 def test_doctor_says_what_is_here_and_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
