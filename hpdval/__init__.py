@@ -18,6 +18,7 @@ _EXPORTS = {
     "zero_shot_scorer": "hpdval.scoring",
     "open_run": "hpdval.scoring",
     "report_run": "hpdval.scoring",
+    "score_run": "hpdval.scoring",
     "load_run": "hpdval.scoring",
     "Scorer": "hpdval.scoring",
     "train_stage1": "hpdval.training.stage1",
@@ -49,6 +50,7 @@ __all__ = [
     "paired_bootstrap",
     "parse_overrides",
     "report_run",
+    "score_run",
     "train_stage1",
     "train_stage2",
     "zero_shot",
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
     from hpdval.models.load import load_clip
     from hpdval.recipes import get_recipe
     from hpdval.run import Run
-    from hpdval.scoring import Scorer, load_run, open_run, report_run, zero_shot, zero_shot_scorer
+    from hpdval.scoring import Scorer, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer
     from hpdval.training.stage1 import train_stage1
     from hpdval.training.stage2 import train_stage2
 

@@ -142,10 +142,15 @@ class Run:
         return path
 
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
-        """Write ``result.json``, then the manifest, then release the folder."""
+        """Write ``result.json``, then the manifest, then release the folder.
+
+        A run that was finished before keeps its record (code, times); only the hashes of its files are taken anew.
+        """
         if result is not None:
             write_json(self.path("result.json"), dict(result))
-        write_json(self.path("manifest.json"), self._manifest())
+        before = read_manifest(self.folder) if self.finished else {}
+        manifest = self._manifest()
+        write_json(self.path("manifest.json"), {**manifest, **before, "files": manifest["files"]})
         self.close()
 
     def _manifest(self) -> dict[str, Any]:

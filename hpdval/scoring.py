@@ -27,7 +27,7 @@ from hpdval.models.dual_view import dual_view_scores
 from hpdval.models.numeric import autocast, resolve_device
 from hpdval.models.prompts import TEMPLATE, hand_crafted
 from hpdval.progress import progress
-from hpdval.run import Run, read_manifest
+from hpdval.run import Run, read_manifest, read_predictions
 
 RESIZE_MODES = {"shortest": "crop", "squash": "squash"}  # open_clip's names, and the store's
 
@@ -282,17 +282,21 @@ def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[
         "images": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
         "labels": labels,
         "pixels": pixels,
-        "weights": start.clip.weights_sha256,
+        "weights": start.clip.fingerprint,
         "start": start.method,
     }
 
 
-def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True) -> Evaluation:
-    """Save the model, score the test split, save predictions and result, and finish the run.
+def score_run(
+    run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True
+) -> tuple[np.ndarray, Evaluation]:
+    """Score the test split, save model, predictions and result in ``run``, and return scores (N, C) and evaluation.
 
-    The result carries its protocol: data set, N, read-out, selection rule and seed.
+    The result carries its protocol: data set, N, read-out, selection rule and seed.  Figures and tables can then be
+    added to the folder; ``run.finish()`` ends it.  Of a finished run the stored scores are returned and nothing is
+    written.
     """
-    scores = scorer.score(dataset.test, show=show)
+    scores = read_predictions(run.folder)["scores"] if run.finished else scorer.score(dataset.test, show=show)
     result = evaluate(
         scores,
         dataset.test.targets,
@@ -302,15 +306,18 @@ def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experimen
         protocol=f"{dataset.name} test, {len(dataset.test)} images",
         selection={"last": "last epoch", "validation": "best epoch on validation"}[experiment.selection],
     )
-    scorer.save(run.folder)
-    run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
-    run.finish(
-        {
-            "method": scorer.method,
-            "recipe": experiment.name,
-            "seed": experiment.seed,
-            "notes": list(dataset.notes),
-            **result.as_dict(),
-        }
-    )
+    if not run.finished:
+        scorer.save(run.folder)
+        run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
+        about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed}
+        counts = dataset.class_counts.tolist()
+        record = {**about, "notes": list(dataset.notes), "class_counts": counts, **result.as_dict()}
+        write_json(run.path("result.json"), record)
+    return scores, result
+
+
+def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True) -> Evaluation:
+    """Do what :func:`score_run` does, and finish the run."""
+    _, result = score_run(run, scorer, dataset, experiment, show=show)
+    run.finish()
     return result

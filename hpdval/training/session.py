@@ -62,7 +62,7 @@ def training_session(
     opened = run if isinstance(run, Run) else open_run(run, kind, dataset, experiment, scorer)
     session = TrainingSession(dataset, experiment, opened, scorer, owned, show)
     try:
-        if owned and opened.finished:
+        if opened.finished:
             session.done = load_run(opened.folder, device=str(where))
         yield session
     finally:

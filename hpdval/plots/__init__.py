@@ -1,0 +1,32 @@
+"""Figures from scores, metrics and data: each function returns one figure, coloured alike throughout; no torch."""
+
+from hpdval.plots.data import class_frequency, co_occurrence, example_images, object_sizes_by_class
+from hpdval.plots.results import (
+    ap_against_frequency,
+    class_change,
+    group_bars,
+    ranking_examples,
+    size_lines,
+    view_weights,
+)
+from hpdval.plots.style import GROUP_COLOURS, METHOD_COLOURS, Chart, save_figure
+from hpdval.plots.training import context_shift, loss_curves
+
+__all__ = [
+    "GROUP_COLOURS",
+    "METHOD_COLOURS",
+    "Chart",
+    "ap_against_frequency",
+    "class_change",
+    "class_frequency",
+    "co_occurrence",
+    "context_shift",
+    "example_images",
+    "group_bars",
+    "loss_curves",
+    "object_sizes_by_class",
+    "ranking_examples",
+    "save_figure",
+    "size_lines",
+    "view_weights",
+]

@@ -1,0 +1,207 @@
+"""Figures of a data set: how often each class occurs, with which others, how large, and what the images show.
+
+Letters: N images, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from hpdval.groups import GROUPS, HEAD_MINIMUM, TAIL_BELOW, class_groups
+from hpdval.plots.style import FAINT, GROUP_COLOURS, GROUP_MARKERS, INK, Chart, new_chart, plain, styled, tick_size
+
+
+def group_colours(class_counts: Sequence[int] | np.ndarray) -> list[str]:
+    """Return the colour of each class's group."""
+    colours = np.empty(len(class_counts), dtype=object)
+    for group, indices in class_groups(class_counts).items():
+        colours[indices] = GROUP_COLOURS[group]
+    return list(colours)
+
+
+def group_legend(axes: Axes, class_counts: Sequence[int] | np.ndarray, *, loc: Any = "best") -> None:
+    """Explain the colours of the groups that have a class."""
+    sizes = {group: len(indices) for group, indices in class_groups(class_counts).items()}
+    handles = [Patch(color=GROUP_COLOURS[g], label=f"{g} ({sizes[g]} classes)") for g in GROUPS if sizes[g]]
+    axes.legend(handles=handles, loc=loc)
+
+
+def whole_number_axis(axis: Any) -> None:
+    """Label a logarithmic axis with plain whole numbers: 10, 100, 1,000."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+@styled
+def class_frequency(
+    classes: Sequence[str],
+    class_counts: Sequence[int] | np.ndarray,
+    *,
+    reference: np.ndarray | None = None,
+    title: str = "Training images of each class",
+) -> Chart:
+    """Draw the training positives of each class, commonest first, on a logarithmic axis, coloured by group.
+
+    Args:
+        class_counts: (C,) training positives.
+        reference: (C,) counts of a model of the tail, descending, drawn as a line.
+    """
+    counts = np.asarray(class_counts)
+    order = np.argsort(-counts, kind="stable")
+    figure = new_chart(max(6.5, 0.36 * len(counts)) if len(counts) <= 30 else 12.0, 3.6)
+    axes = figure.subplots()
+    positions = np.arange(len(counts))
+    axes.bar(positions, np.maximum(counts[order], 0.5), color=[group_colours(counts)[i] for i in order], width=0.8)
+    if len(counts) <= 30:
+        for x, value in zip(positions, counts[order], strict=True):
+            axes.annotate(f"{value}", (x, max(value, 0.5)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    if reference is not None:
+        axes.plot(positions, reference, color=INK, lw=1.2, marker=".", ms=4, label="Pareto reference")
+    for bound in (HEAD_MINIMUM, TAIL_BELOW):
+        axes.axhline(bound, color="#777777", lw=0.8, ls=":")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=min(1.0, counts.min() or 0.5), top=2.2 * counts.max())
+    whole_number_axis(axes.yaxis)
+    names = [plain(classes[i]) for i in order]
+    axes.set_xticks(
+        positions, names, rotation=90 if len(counts) > 30 else 45, ha="right" if len(counts) <= 30 else "center"
+    )
+    axes.tick_params(axis="x", labelsize=tick_size(len(counts)), length=0)
+    if len(counts) <= 30:
+        for text in axes.get_xticklabels():
+            text.set_rotation_mode("anchor")
+    axes.set_xlim(-0.7, len(counts) - 0.3)
+    axes.set_ylabel("training images (logarithmic)")
+    axes.set_title(title)
+    sizes = class_groups(counts)
+    handles = [Patch(color=GROUP_COLOURS[g], label=f"{g} ({len(sizes[g])} classes)") for g in GROUPS if len(sizes[g])]
+    axes.legend(handles=[*handles, *axes.get_lines()[:1]] if reference is not None else handles, loc="upper right")
+    return figure
+
+
+@styled
+def co_occurrence(classes: Sequence[str], targets: np.ndarray, *, title: str = "Which classes come together") -> Chart:
+    """Draw the share of a row class's images that also hold the column class, n_ij / n_i, classes by frequency.
+
+    Args:
+        targets: (N, C) of 0 and 1.
+    """
+    order = np.argsort(-targets.sum(0, dtype=np.int64), kind="stable")
+    labels = targets[:, order].astype(np.int64)
+    together = labels.T @ labels  # (C, C)
+    share = 100.0 * together / np.maximum(together.diagonal(), 1)[:, None]
+    np.fill_diagonal(share, np.nan)
+    count = len(order)
+    side = 6.4 if count <= 30 else 8.5
+    figure = new_chart(side + 0.9, side)
+    axes = figure.subplots()
+    axes.set_facecolor("#EEEEEE")
+    top = max(1.0, float(np.nanmax(share))) if count > 1 else 1.0
+    image = axes.imshow(share, cmap="cividis", vmin=0, vmax=top)
+    names = [plain(classes[i]) for i in order]
+    axes.set_xticks(range(count), names, rotation=90)
+    axes.set_yticks(range(count), names)
+    axes.tick_params(length=0, labelsize=tick_size(count))
+    if count <= 20:
+        for i, j in np.argwhere(share >= 0.5):
+            shade = "white" if share[i, j] < 0.55 * top else "black"
+            axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=6, color=shade)
+    axes.set_xlabel("... this share also holds the column's class")
+    axes.set_ylabel("of the images with the row's class ...")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="percent of the row's images")
+    return figure
+
+
+@styled
+def object_sizes_by_class(
+    classes: Sequence[str], class_counts: Sequence[int] | np.ndarray, sizes: np.ndarray, *, title: str = "Object sizes"
+) -> Chart:
+    """Draw median and middle half of the share of the image that a class's largest box covers.
+
+    Args:
+        sizes: (N, C) in [0, 1], NaN where a class has no box, see ``hpdval.tables.object_sizes``.
+    """
+    known = [c for c in range(len(classes)) if (~np.isnan(sizes[:, c])).any()]
+    quartiles = {c: 100.0 * np.nanpercentile(sizes[:, c], (25, 50, 75)) for c in known}
+    order = sorted(known, key=lambda c: float(quartiles[c][1]))
+    figure = new_chart(6.5, max(2.2, 0.19 * len(order) + 0.9) if len(order) <= 30 else 8.5)
+    axes = figure.subplots()
+    names = np.empty(len(classes), dtype=object)
+    for group, indices in class_groups(class_counts).items():
+        names[indices] = group
+    for row, c in enumerate(order):
+        low, middle, high = quartiles[c]
+        colour = GROUP_COLOURS[names[c]]
+        axes.plot([low, high], [row, row], color=colour, lw=3, alpha=0.45, solid_capstyle="round")
+        axes.plot(middle, row, GROUP_MARKERS[names[c]], color=colour, ms=5)
+    axes.set_yticks(range(len(order)), [plain(classes[c]) for c in order])
+    axes.tick_params(axis="y", labelsize=tick_size(len(order)), length=0)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x")
+    axes.set_xlabel("share of the image covered by the class's largest object, percent (median, middle half)")
+    axes.set_title(title)
+    group_legend(axes, class_counts, loc="lower right")
+    return figure
+
+
+@styled
+def example_images(
+    images: Sequence[np.ndarray],
+    targets: np.ndarray,
+    classes: Sequence[str],
+    *,
+    boxes: Sequence[np.ndarray] | None = None,
+    columns: int = 4,
+    title: str = "",
+) -> Chart:
+    """Draw images with their labels below and, where known, the box of each object with its class.
+
+    Args:
+        images: (H, W, 3) uint8 each.
+        targets: (n, C) of 0 and 1.
+        boxes: for each image (n, 5) rows of class index, x, y, width, height in pixels.
+    """
+    rows = math.ceil(len(images) / columns)
+    figure = new_chart(2.2 * columns, 2.55 * rows + (0.3 if title else 0))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, (image, axes) in enumerate(zip(images, grid.flat, strict=False)):
+        axes.imshow(image)
+        for _, x, y, width, height in boxes[i] if boxes is not None else ():
+            frame = Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=1.4, ec="white")
+            axes.add_patch(frame)
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=0.7, ec="black"))
+        names = [plain(classes[int(c)], 18) for c in np.flatnonzero(targets[i])]
+        axes.set_title(
+            _wrapped(names) or "(no label)", fontsize=8, fontweight="normal", loc="center", color=INK, y=-0.02, va="top"
+        )
+    if title:
+        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _wrapped(names: Sequence[str], width: int = 30, lines: int = 3) -> str:
+    """Join names by commas into at most ``lines`` lines."""
+    out: list[str] = []
+    for i, name in enumerate(names):
+        piece = name + ("," if i < len(names) - 1 else "")
+        if out and len(out[-1]) + len(piece) < width:
+            out[-1] += " " + piece
+        elif len(out) < lines:
+            out.append(piece)
+        else:
+            out[-1] = out[-1].rstrip(",") + f" and {len(names) - i} more"
+            break
+    return "\n".join(out)
+
+
+__all__ = ["FAINT", "class_frequency", "co_occurrence", "example_images", "object_sizes_by_class"]

@@ -1,0 +1,280 @@
+"""Figures of results: rankings of single images, AP against frequency and size, changes with intervals.
+
+Letters: N images, C classes, H x W pixels.  AP is in percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hpdval.groups import GROUPS, class_groups
+from hpdval.metrics import Evaluation, Interval
+from hpdval.plots.data import group_colours, group_legend, whole_number_axis
+from hpdval.plots.style import (
+    FAINT,
+    GROUP_COLOURS,
+    GROUP_MARKERS,
+    INK,
+    METHOD_COLOURS,
+    Chart,
+    new_chart,
+    plain,
+    styled,
+    tick_size,
+)
+
+
+@styled
+def ranking_examples(
+    images: Sequence[np.ndarray],
+    scores: np.ndarray,
+    targets: np.ndarray,
+    classes: Sequence[str],
+    *,
+    top: int = 5,
+    columns: int = 3,
+    title: str = "",
+) -> Chart:
+    """Draw images beside their ``top`` best scores; true classes are full bars with a tick, others hatched.
+
+    Args:
+        images: (H, W, 3) uint8 each.
+        scores, targets: (n, C).
+    """
+    top, rows = min(top, len(classes)), math.ceil(len(images) / columns)
+    figure = new_chart(3.7 * columns, 1.75 * rows + 0.6)
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.0, 0.9] * columns)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        grid[row, 2 * column].imshow(image)
+        _ranking(grid[row, 2 * column + 1], scores[i], targets[i], classes, top)
+    if title:
+        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    figure.supxlabel(
+        "✓ the class is in the image   ✗ it is not   bar: score, from the lowest to the highest of the image",
+        fontsize=8,
+    )
+    return figure
+
+
+def _ranking(axes: Axes, scores: np.ndarray, targets: np.ndarray, classes: Sequence[str], top: int) -> None:
+    spread = float(scores.max() - scores.min()) or 1.0
+    best = np.argsort(-scores, kind="stable")[:top]
+    axes.set_xlim(0, 1)
+    axes.set_ylim(top - 0.3, -0.8)
+    for place, c in enumerate(best):
+        right, length = bool(targets[c]), (scores[c] - scores.min()) / spread
+        axes.barh(
+            place + 0.22,
+            length,
+            height=0.28,
+            color="#0072B2" if right else "white",
+            edgecolor="#0072B2" if right else "#888888",
+            hatch="" if right else "////",
+            linewidth=0.7,
+        )
+        name = f"{'✓' if right else '✗'} {plain(classes[c], 20)}"
+        axes.text(0, place - 0.02, name, va="bottom", fontsize=8, color=INK if right else "#666666")
+    missed = [c for c in np.flatnonzero(targets) if c not in best]
+    if missed:
+        axes.text(0, top - 0.3, f"+ {len(missed)} true further down", va="center", fontsize=7, color="#666666")
+
+
+@styled
+def ap_against_frequency(
+    class_counts: Sequence[int] | np.ndarray,
+    per_class: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    *,
+    chance: np.ndarray | None = None,
+    title: str = "Average precision against class frequency",
+) -> Chart:
+    """Draw each class's AP against its training positives; the last method is full, an earlier one hollow.
+
+    Args:
+        class_counts: (C,) training positives, on a logarithmic axis.
+        per_class: label -> (C,) AP in percent; one or two methods.
+        classes: C names; written beside the points where there are at most 30.
+        chance: (C,) prevalence in percent.
+    """
+    counts = np.maximum(np.asarray(class_counts), 0.5)
+    figure = new_chart(7.5, 4.6)
+    axes = figure.subplots()
+    labels = list(per_class)
+    last = per_class[labels[-1]]
+    if len(labels) > 1:
+        first = per_class[labels[0]]
+        axes.vlines(counts, first, last, color=FAINT, lw=1.2, zorder=1)
+    for position, label in enumerate(labels):
+        for group, indices in class_groups(class_counts).items():
+            full = position == len(labels) - 1
+            colour = GROUP_COLOURS[group]
+            face = colour if full else "white"
+            size, marker, z = (34, GROUP_MARKERS[group], 3) if full else (24, GROUP_MARKERS[group], 2)
+            x, y = counts[indices], per_class[label][indices]
+            axes.scatter(x, y, s=size, c=face, marker=marker, edgecolors=colour, zorder=z)
+    if chance is not None:
+        axes.scatter(counts, chance, 30, color="#555555", marker="_", lw=1.0, zorder=1)
+    axes.set_xscale("log")
+    whole_number_axis(axes.xaxis)
+    axes.set_ylim(0, 105)
+    axes.set_xlim(counts.min() / 1.3, counts.max() * 2.0)
+    if len(classes) <= 30:
+        _name_points(axes, counts, last, classes)
+    axes.grid(axis="y")
+    axes.set_xlabel("training images of the class (logarithmic)")
+    axes.set_ylabel("average precision, percent")
+    axes.set_title(title)
+    handles = [axes.scatter([], [], color=GROUP_COLOURS[g], marker=GROUP_MARKERS[g], label=g) for g in GROUPS]
+    if len(labels) > 1:
+        handles.append(axes.scatter([], [], facecolor="white", edgecolor=INK, marker="o", label=labels[0]))
+    handles.append(axes.scatter([], [], color=INK, marker="o", label=labels[-1]))
+    if chance is not None:
+        handles.append(axes.scatter([], [], color="#555555", marker="_", label="chance (prevalence)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.2, columnspacing=1.2)
+    return figure
+
+
+def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> None:
+    """Write names to the right of points, moved up or down as far as they would cover each other."""
+    span = 5.0  # AP points that a line of text is high
+    width = 0.42  # of the decade axis, about what a name takes
+    placed: list[tuple[float, float]] = []
+    for i in np.argsort(-np.nan_to_num(y), kind="stable"):
+        if np.isnan(y[i]):
+            continue
+        at, height = math.log10(x[i]), float(y[i])
+        for step in (0, -1, 1, -2, 2, -3, 3):
+            candidate = height + step * span * 0.8
+            if all(abs(at - a) > width or abs(candidate - b) >= span * 0.75 for a, b in placed):
+                height = candidate
+                break
+        placed.append((at, height))
+        axes.annotate(plain(classes[i], 16), (x[i], y[i]), (x[i] * 1.08, height), fontsize=7, va="center", color=INK)
+
+
+@styled
+def group_bars(
+    intervals: Mapping[str, Mapping[str, Interval]],
+    *,
+    chance: Mapping[str, float] | None = None,
+    title: str = "Mean average precision, with 95 % intervals",
+) -> Chart:
+    """Draw mAP in total and by group for each method, with bootstrap intervals over the test images.
+
+    Args:
+        intervals: label -> ``hpdval.metrics.bootstrap``'s result.
+        chance: total, head, medium, tail -> prevalence in percent.
+    """
+    columns = [name for name in ("total", *GROUPS) if not all(math.isnan(i[name].estimate) for i in intervals.values())]
+    figure = new_chart(7.0, 3.7)
+    axes = figure.subplots()
+    width = 0.8 / len(intervals)
+    for m, (label, values) in enumerate(intervals.items()):
+        x = np.arange(len(columns)) + (m - (len(intervals) - 1) / 2) * width
+        middle = np.array([values[name].estimate for name in columns])
+        axes.bar(x, middle, 0.92 * width, color=METHOD_COLOURS[m % len(METHOD_COLOURS)], label=label)
+        low, high = (np.array([getattr(values[name], side) for name in columns]) for side in ("low", "high"))
+        axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", ecolor=INK, lw=1.0, capsize=2.5)
+        for position, value, limit in zip(x, middle, high, strict=True):
+            at = (position, max(value, limit))
+            axes.annotate(f"{value:.1f}", at, (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    if chance is not None:
+        for place, name in enumerate(columns):
+            line = axes.hlines(chance[name], place - 0.45, place + 0.45, color="black", lw=1.0, ls=(0, (2, 1)))
+        line.set_label("chance (prevalence)")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(0, 105)
+    axes.grid(axis="y")
+    axes.set_ylabel("mAP, percent")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=len(intervals) + 1)
+    return figure
+
+
+@styled
+def class_change(
+    classes: Sequence[str],
+    class_counts: Sequence[int] | np.ndarray,
+    intervals: Sequence[Interval],
+    *,
+    title: str = "Change of each class",
+) -> Chart:
+    """Draw the change of each class's AP, largest gain first, with its paired bootstrap interval.
+
+    Args:
+        intervals: one for each class, see :func:`hpdval.tables.class_differences`.
+    """
+    known = [c for c in range(len(classes)) if not math.isnan(intervals[c].estimate)]
+    order = sorted(known, key=lambda c: intervals[c].estimate)
+    figure = new_chart(6.8, 0.2 * len(order) + 1.1 if len(order) <= 30 else 0.125 * len(order) + 1.1)
+    axes = figure.subplots()
+    values, low, high = (np.array([getattr(intervals[c], n) for c in order]) for n in ("estimate", "low", "high"))
+    colours = group_colours(class_counts)
+    axes.barh(range(len(order)), values, color=[colours[c] for c in order], height=0.72)
+    axes.errorbar((low + high) / 2, range(len(order)), xerr=(high - low) / 2, fmt="none", ecolor=INK, lw=0.9, capsize=2)
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(range(len(order)), [plain(classes[c]) for c in order])
+    axes.tick_params(axis="y", labelsize=tick_size(len(order)), length=0)
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.grid(axis="x")
+    axes.set_xlabel("change of AP in points, with 95 % paired interval")
+    axes.set_title(title)
+    group_legend(axes, class_counts, loc="lower right")
+    return figure
+
+
+@styled
+def size_lines(table: pd.DataFrame, *, title: str = "Mean AP by object size") -> Chart:
+    """Draw the rows of ``hpdval.tables.size_table``: mAP on small, middle and large objects, a line for each method."""
+    figure = new_chart(5.6, 3.4)
+    axes = figure.subplots()
+    thirds = [name for name in table.columns if str(name).endswith("third")]
+    for m, (_, row) in enumerate(table.iterrows()):
+        values = row[thirds].astype(float).to_numpy()
+        marker = "osD^v"[m % 5]
+        axes.plot(range(3), values, marker=marker, color=METHOD_COLOURS[m % len(METHOD_COLOURS)], lw=1.8)
+        axes.annotate(str(row["method"]), (2, values[-1]), (8, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xticks(range(3), [str(name) for name in thirds])
+    axes.set_xlim(-0.25, 3.0)
+    axes.grid(axis="y")
+    axes.set_ylabel("mAP, percent")
+    axes.set_xlabel("objects of each class, by the share of the image they cover")
+    axes.set_title(title)
+    return figure
+
+
+@styled
+def view_weights(
+    results: Mapping[float, Evaluation], *, chosen: float | None = None, title: str = "Weighing the two views"
+) -> Chart:
+    """Draw mAP in total and by group against alpha.
+
+    Args:
+        results: alpha -> ``hpdval.evaluate`` of the scores fused with it.
+        chosen: the recipe's alpha, marked by a line.
+    """
+    figure = new_chart(5.6, 3.4)
+    axes = figure.subplots()
+    for name in ("total", *GROUPS):
+        values = [getattr(result, name) for result in results.values()]
+        if not all(map(math.isnan, values)):
+            colour, marker = (INK, "D") if name == "total" else (GROUP_COLOURS[name], GROUP_MARKERS[name])
+            width = 2.2 if name == "total" else 1.3
+            axes.plot(list(results), values, color=colour, marker=marker, ms=4, lw=width, label=name)
+    if chosen is not None:
+        axes.axvline(chosen, color="#777777", ls=":", lw=1.0, label=f"recipe: α = {chosen:g}")
+    axes.grid(axis="y")
+    axes.set_xlabel("α: 0 is the local view alone, 1 the global view alone")
+    axes.set_ylabel("mAP, percent")
+    axes.set_title(title)
+    figure.legend(loc="outside right center")
+    return figure

@@ -1,0 +1,96 @@
+"""Figures of a training: losses as they fell, and how far prompts moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpdval.plots.data import group_colours, group_legend
+from hpdval.plots.style import FAINT, GROUP_COLOURS, INK, METHOD_COLOURS, Chart, new_chart, plain, styled, tick_size
+
+LOSS_NAMES = {"cls": "classification", "kd": "distillation", "sc": "semantic consistency", "loss": "total"}
+
+
+@styled
+def loss_curves(metrics: Sequence[Mapping[str, Any]], stage: str, *, title: str = "") -> Chart:
+    """Draw each loss of a stage against updates, with its mean over each epoch, and the learning rate.
+
+    Args:
+        metrics: records of ``run.metrics()``.
+        stage: ``"stage1"`` or ``"stage2"``.
+    """
+    records = [r for r in metrics if r.get("stage") == stage and "loss" in r]
+    names = [name for name in LOSS_NAMES if any(name in r for r in records)]
+    figure = new_chart(2.9 * (len(names) + 1), 2.7)
+    panels = figure.subplots(1, len(names) + 1)
+    steps, epochs = (np.array([r[key] for r in records]) for key in ("step", "epoch"))
+    for panel, (name, colour) in zip(panels, zip(names, ("#0072B2", "#D55E00", INK), strict=False), strict=False):
+        values = np.array([r.get(name, np.nan) for r in records])
+        panel.plot(steps, values, color=FAINT, lw=0.8)
+        ends = [e for e in np.unique(epochs) if np.isfinite(values[epochs == e]).any()]
+        means = [values[epochs == e].mean() for e in ends]
+        panel.plot([steps[epochs == e].mean() for e in ends], means, "o-", color=colour, ms=3.5, lw=1.5)
+        panel.set_title(LOSS_NAMES[name])
+        panel.set_xlabel("update (dots: epoch means)")
+    panels[-1].plot(steps, [r["lr"] for r in records], color=INK, lw=1.2)
+    panels[-1].set_title("learning rate")
+    panels[-1].set_xlabel("update")
+    panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
+    for panel in panels:
+        panel.set_ylim(bottom=0)
+        panel.grid(axis="y")
+    if title:
+        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+@styled
+def context_shift(
+    shift: Mapping[str, float],
+    similarity: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    class_counts: Sequence[int] | np.ndarray,
+    *,
+    spread: float,
+    title: str = "How far the prompts moved",
+) -> Chart:
+    """Draw the mean change of each context set, and how far each class's text embedding turned away from T_H.
+
+    Args:
+        shift: ``global`` and ``local`` -> mean absolute change of a context's entries.
+        similarity: set -> (C,) cosine between the learned and the hand-crafted embedding of each class.
+        spread: mean absolute entry of the contexts, to which a change compares.
+    """
+    figure = new_chart(9.5, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 3.2])
+    names = list(shift)
+    left.bar(names, [shift[name] for name in names], color=METHOD_COLOURS[1], width=0.6)
+    left.axhline(spread, color=INK, lw=1.0, ls="--")
+    note, where = "mean |entry| of\nthe contexts", ("axes fraction", "data")
+    left.annotate(note, (0.02, spread), (0, 3), xycoords=where, textcoords="offset points", fontsize=7)
+    left.set_ylim(0, 1.35 * max(spread, *shift.values()))
+    left.set_ylabel("mean absolute change")
+    left.set_title("context vectors")
+    first = similarity[names[0]]
+    order = np.argsort(first, kind="stable")
+    colours = group_colours(class_counts)
+    for name, marker, size in zip(names, "oD", (28, 18), strict=False):
+        face = [colours[c] for c in order] if marker == "o" else "white"
+        edges, values = [colours[c] for c in order], similarity[name][order]
+        right.scatter(range(len(order)), values, s=size, c=face, marker=marker, edgecolors=edges, label=name)
+    right.set_xticks(range(len(order)), [plain(classes[c]) for c in order], rotation=90 if len(order) > 30 else 55)
+    right.tick_params(axis="x", labelsize=tick_size(len(order)), length=0)
+    if len(order) <= 30:
+        for text in right.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    right.grid(axis="y")
+    right.set_ylabel("cosine with the hand-crafted prompt")
+    right.set_title("text embeddings (full: " + names[0] + (", hollow: " + names[1] if len(names) > 1 else "") + ")")
+    group_legend(right, class_counts, loc="lower right")
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+__all__ = ["GROUP_COLOURS", "context_shift", "loss_curves"]
