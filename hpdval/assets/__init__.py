@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SCENES_CLIP_SHA256 = ""
+SCENES_CLIP_SHA256 = "b01c6a94b698362a90d0b86e46b9bc1a58d85b2adadf88421e47120edf650245"
 
 
 def asset_path(name: str) -> Path:

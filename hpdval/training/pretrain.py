@@ -36,14 +36,14 @@ from hpdval.files import atomic_write, read_json, sha256_file
 class PretrainConfig:
     """Everything the shipped weights depend on."""
 
-    images: int = 40_000  # drawn once, seen `epochs` times, mirrored at random
+    images: int = 30_000  # drawn once, seen `epochs` times, mirrored at random
     epochs: int = 8
     batch: int = 64
     text_steps: int = 150
     captions: int = 34  # of a batch; with the thirty prompts 64 texts
     lr: float = 1e-3
     weight_decay: float = 0.05
-    local_weight: float = 0.0
+    local_weight: float = 0.5
     topk: int = 10  # of 64 patches, as 32 of 196
     seed: int = 0
     workers: int = 2

@@ -36,7 +36,7 @@ class Pen:
     def __init__(
         self, canvas: ImageDraw.ImageDraw, number: int, centre: Point, radius: float, body: Colour, r: Random
     ) -> None:
-        angle, mirror, squeeze = r.gauss(0, 0.22), r.choice((-1, 1)), r.uniform(0.85, 1.0)
+        angle, mirror, squeeze = r.gauss(0, 0.12), r.choice((-1, 1)), r.uniform(0.9, 1.0)
         self.canvas, self.number, self.centre, self.radius, self.r = canvas, number, centre, radius, r
         self.cos, self.sin = radius * math.cos(angle), radius * math.sin(angle)
         self.mirror = mirror * squeeze

@@ -44,24 +44,24 @@ class Style:
 
 
 BUSY = Style(
-    radius=(0.085, 0.27),
-    copies=0.3,
-    things=(0, 3),
-    shapes=(3, 9),
-    strokes=(0, 4),
-    noise=26,
-    usual_colour=0.35,
-    fields=1.0,
+    radius=(0.12, 0.34),
+    copies=0.25,
+    things=(0, 2),
+    shapes=(1, 6),
+    strokes=(0, 3),
+    noise=18,
+    usual_colour=0.7,
+    fields=0.8,
 )
 PLAIN = Style(
-    radius=(0.14, 0.42),
-    copies=0.15,
+    radius=(0.2, 0.46),
+    copies=0.1,
     things=(0, 0),
-    shapes=(0, 4),
+    shapes=(0, 3),
     strokes=(0, 1),
-    noise=10,
-    usual_colour=0.6,
-    fields=0.5,
+    noise=8,
+    usual_colour=0.8,
+    fields=0.4,
 )
 
 
@@ -232,7 +232,7 @@ def stream_scene(index: int, *, seed: int = 0, size: int = 64) -> Scene:
     """Draw picture ``index`` of the pretraining stream: one to three things of all thirty, all equally likely."""
     key = f"{VERSION}:{seed}:stream:{index}"
     r = Random(f"{key}:names")
-    return draw_scene(r.sample(NAMES, r.choice((1, 1, 2, 2, 3))), key, style=PLAIN, size=size)
+    return draw_scene(r.sample(NAMES, r.choice((1, 1, 1, 2, 2, 3))), key, style=PLAIN, size=size)
 
 
 TEMPLATES = (
