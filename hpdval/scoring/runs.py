@@ -1,0 +1,98 @@
+"""Scorers and runs: what a run depends on, scoring its test images, finishing it, and using what it left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpdval.config import Experiment
+from hpdval.data.dataset import Dataset
+from hpdval.data.store import ImageStore
+from hpdval.errors import RunError
+from hpdval.files import digest, sha256_file, write_json
+from hpdval.metrics import Evaluation, evaluate
+from hpdval.run import Run, read_manifest, read_predictions
+from hpdval.scoring.scorer import Scorer
+
+
+def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
+    """Return the scorer of a finished run; its files are checked against the manifest.
+
+    Raises:
+        RunError: the run is unfinished, holds no model, or a file was altered.
+    """
+    folder = Path(folder)
+    files = read_manifest(folder)["files"]
+    for name in ("clip.json", "clip.safetensors", "model.safetensors"):
+        if name not in files or not (folder / name).exists():
+            raise RunError(f"{folder} holds no model ({name} is missing); runs of both stages and zero-shot do")
+        if sha256_file(folder / name) != files[name]:
+            raise RunError(f"{folder / name} differs from its hash in the manifest; it is damaged or was altered")
+    return Scorer.load(folder, device=device)
+
+
+def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer) -> Run:
+    """Open the run of ``kind`` whose key holds the experiment, the data and the weights it starts from."""
+    return Run(folder, kind=kind, config=experiment.as_dict(), inputs=run_inputs(dataset, experiment, start))
+
+
+def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[str, Any]:
+    """Return what a run depends on besides its configuration: digests of labels, pixels and starting weights."""
+    size, resize = start.clip.image_size, experiment.resize
+    pixels = {
+        name: digest(list(ImageStore.open(split, size, mode=resize).hashes))
+        for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
+    }
+    labels = {
+        name: digest(split.ids, split.targets.tolist())
+        for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
+    }
+    return {
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "images": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
+        "labels": labels,
+        "pixels": pixels,
+        "weights": start.clip.fingerprint,
+        "start": start.method,
+    }
+
+
+def score_run(
+    run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True
+) -> tuple[np.ndarray, Evaluation]:
+    """Score the test split, save model, predictions and result in ``run``, and return scores (N, C) and evaluation.
+
+    The result carries its protocol: data set, N, read-out, selection rule and seed.  Figures and tables can then be
+    added to the folder; ``run.finish()`` ends it.  Of a finished run the stored scores are returned and nothing is
+    written.
+    """
+    scores = read_predictions(run.folder)["scores"] if run.finished else scorer.score(dataset.test, show=show)
+    result = evaluate(
+        scores,
+        dataset.test.targets,
+        dataset.class_counts,
+        readout=experiment.readout,
+        classes=dataset.classes,
+        protocol=f"{dataset.name} test, {len(dataset.test)} images",
+        selection={"last": "last epoch", "validation": "best epoch on validation"}[experiment.selection],
+    )
+    if not run.finished:
+        scorer.save(run.folder)
+        run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
+        about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed}
+        counts = dataset.class_counts.tolist()
+        record = {**about, "notes": list(dataset.notes), "class_counts": counts, **result.as_dict()}
+        write_json(run.path("result.json"), record)
+    return scores, result
+
+
+def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True) -> Evaluation:
+    """Do what :func:`score_run` does, and finish the run."""
+    _, result = score_run(run, scorer, dataset, experiment, show=show)
+    run.finish()
+    return result

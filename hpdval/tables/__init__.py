@@ -1,0 +1,31 @@
+"""Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
+
+from hpdval.tables.runs import comparison_table, read_runs, results_table
+from hpdval.tables.scores import (
+    class_differences,
+    difference_table,
+    group_names,
+    interval_table,
+    per_class_table,
+    score_table,
+)
+from hpdval.tables.show import ShownTable, formatted, save_table, to_markdown
+from hpdval.tables.sizes import object_sizes, size_table
+
+__all__ = [
+    "ShownTable",
+    "class_differences",
+    "comparison_table",
+    "difference_table",
+    "formatted",
+    "group_names",
+    "interval_table",
+    "object_sizes",
+    "per_class_table",
+    "read_runs",
+    "results_table",
+    "save_table",
+    "score_table",
+    "size_table",
+    "to_markdown",
+]
