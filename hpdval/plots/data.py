@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from hpdval.groups import GROUPS, HEAD_MINIMUM, TAIL_BELOW, class_groups
-from hpdval.plots.style import FAINT, GROUP_COLOURS, GROUP_MARKERS, INK, Chart, new_chart, plain, styled, tick_size
+from hpdval.plots.style import GROUP_COLOURS, GROUP_MARKERS, INK, Chart, new_chart, plain, styled, tick_size
 
 
 def group_colours(class_counts: Sequence[int] | np.ndarray) -> list[str]:
@@ -26,11 +25,11 @@ def group_colours(class_counts: Sequence[int] | np.ndarray) -> list[str]:
     return list(colours)
 
 
-def group_legend(axes: Axes, class_counts: Sequence[int] | np.ndarray, *, loc: Any = "best") -> None:
-    """Explain the colours of the groups that have a class."""
+def group_legend(figure: Any, class_counts: Sequence[int] | np.ndarray, *more: Any) -> None:
+    """Explain the colours of the groups that have a class, and ``more`` handles, below the axes."""
     sizes = {group: len(indices) for group, indices in class_groups(class_counts).items()}
     handles = [Patch(color=GROUP_COLOURS[g], label=f"{g} ({sizes[g]} classes)") for g in GROUPS if sizes[g]]
-    axes.legend(handles=handles, loc=loc)
+    figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=4)
 
 
 def whole_number_axis(axis: Any) -> None:
@@ -60,12 +59,15 @@ def class_frequency(
     positions = np.arange(len(counts))
     axes.bar(positions, np.maximum(counts[order], 0.5), color=[group_colours(counts)[i] for i in order], width=0.8)
     if len(counts) <= 30:
-        for x, value in zip(positions, counts[order], strict=True):
-            axes.annotate(f"{value}", (x, max(value, 0.5)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+        above = np.maximum(counts[order], 0.5 if reference is None else reference)
+        for x, value, height in zip(positions, counts[order], above, strict=True):
+            axes.annotate(f"{value}", (x, height), (0, 4), textcoords="offset points", ha="center", fontsize=7)
     if reference is not None:
         axes.plot(positions, reference, color=INK, lw=1.2, marker=".", ms=4, label="Pareto reference")
-    for bound in (HEAD_MINIMUM, TAIL_BELOW):
+    for bound, note in ((HEAD_MINIMUM, "head from 100"), (TAIL_BELOW, "tail below 20")):
         axes.axhline(bound, color="#777777", lw=0.8, ls=":")
+        where: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(note, (1, bound), (-2, 2), ha="right", fontsize=7, color="#555555", **where)
     axes.set_yscale("log")
     axes.set_ylim(bottom=min(1.0, counts.min() or 0.5), top=2.2 * counts.max())
     whole_number_axis(axes.yaxis)
@@ -80,9 +82,7 @@ def class_frequency(
     axes.set_xlim(-0.7, len(counts) - 0.3)
     axes.set_ylabel("training images (logarithmic)")
     axes.set_title(title)
-    sizes = class_groups(counts)
-    handles = [Patch(color=GROUP_COLOURS[g], label=f"{g} ({len(sizes[g])} classes)") for g in GROUPS if len(sizes[g])]
-    axes.legend(handles=[*handles, *axes.get_lines()[:1]] if reference is not None else handles, loc="upper right")
+    group_legend(figure, counts, *(axes.get_lines()[:1] if reference is not None else []))
     return figure
 
 
@@ -148,7 +148,7 @@ def object_sizes_by_class(
     axes.grid(axis="x")
     axes.set_xlabel("share of the image covered by the class's largest object, percent (median, middle half)")
     axes.set_title(title)
-    group_legend(axes, class_counts, loc="lower right")
+    group_legend(figure, class_counts)
     return figure
 
 
@@ -159,6 +159,7 @@ def example_images(
     classes: Sequence[str],
     *,
     boxes: Sequence[np.ndarray] | None = None,
+    captions: Sequence[str] | None = None,
     columns: int = 4,
     title: str = "",
 ) -> Chart:
@@ -168,6 +169,7 @@ def example_images(
         images: (H, W, 3) uint8 each.
         targets: (n, C) of 0 and 1.
         boxes: for each image (n, 5) rows of class index, x, y, width, height in pixels.
+        captions: what to write below the images in place of their labels.
     """
     rows = math.ceil(len(images) / columns)
     figure = new_chart(2.2 * columns, 2.55 * rows + (0.3 if title else 0))
@@ -177,13 +179,11 @@ def example_images(
     for i, (image, axes) in enumerate(zip(images, grid.flat, strict=False)):
         axes.imshow(image)
         for _, x, y, width, height in boxes[i] if boxes is not None else ():
-            frame = Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=1.4, ec="white")
-            axes.add_patch(frame)
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=0.7, ec="black"))
+            for line, colour in ((2.4, "black"), (1.0, "white")):  # seen on dark and on light ground
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=line, ec=colour))
         names = [plain(classes[int(c)], 18) for c in np.flatnonzero(targets[i])]
-        axes.set_title(
-            _wrapped(names) or "(no label)", fontsize=8, fontweight="normal", loc="center", color=INK, y=-0.02, va="top"
-        )
+        words = (_wrapped(names) or "(no label)") if captions is None else plain(captions[i], 40)
+        axes.text(0.5, -0.03, words, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
     if title:
         figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -202,6 +202,3 @@ def _wrapped(names: Sequence[str], width: int = 30, lines: int = 3) -> str:
             out[-1] = out[-1].rstrip(",") + f" and {len(names) - i} more"
             break
     return "\n".join(out)
-
-
-__all__ = ["FAINT", "class_frequency", "co_occurrence", "example_images", "object_sizes_by_class"]

@@ -127,7 +127,7 @@ def ap_against_frequency(
     axes.set_ylim(0, 105)
     axes.set_xlim(counts.min() / 1.3, counts.max() * 2.0)
     if len(classes) <= 30:
-        _name_points(axes, counts, last, classes)
+        _name_points(axes, counts, list(per_class.values()), classes)
     axes.grid(axis="y")
     axes.set_xlabel("training images of the class (logarithmic)")
     axes.set_ylabel("average precision, percent")
@@ -142,22 +142,40 @@ def ap_against_frequency(
     return figure
 
 
-def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> None:
-    """Write names to the right of points, moved up or down as far as they would cover each other."""
-    span = 5.0  # AP points that a line of text is high
-    width = 0.42  # of the decade axis, about what a name takes
-    placed: list[tuple[float, float]] = []
-    for i in np.argsort(-np.nan_to_num(y), kind="stable"):
-        if np.isnan(y[i]):
+def _name_points(axes: Axes, x: np.ndarray, points: Sequence[np.ndarray], classes: Sequence[str]) -> None:
+    """Write names beside the points of the last method, where they cover neither a mark nor another name.
+
+    Positions are fractions of the axes; sizes are those of 7 point text in this figure.
+    """
+    low, high = np.log10(axes.get_xlim())
+    across, top = (np.log10(x) - low) / (high - low), axes.get_ylim()[1]
+    height, step, mark = 0.034, 0.0088, (0.010, 0.016)
+    marks = [(a, y / top) for values in points for a, y in zip(across, values, strict=True) if not np.isnan(y)]
+    taken = [(a - mark[0], b - mark[1], a + mark[0], b + mark[1]) for a, b in marks]
+    for i in np.argsort(-np.nan_to_num(points[-1]), kind="stable"):
+        if np.isnan(points[-1][i]):
             continue
-        at, height = math.log10(x[i]), float(y[i])
-        for step in (0, -1, 1, -2, 2, -3, 3):
-            candidate = height + step * span * 0.8
-            if all(abs(at - a) > width or abs(candidate - b) >= span * 0.75 for a, b in placed):
-                height = candidate
-                break
-        placed.append((at, height))
-        axes.annotate(plain(classes[i], 16), (x[i], y[i]), (x[i] * 1.08, height), fontsize=7, va="center", color=INK)
+        name, at, level = plain(classes[i], 16), across[i], points[-1][i] / top
+        width = step * len(name)
+        places = [
+            (at + 0.015 if right else at - 0.015 - width, level + shift * height)
+            for shift in (0, 0.6, -0.6, 1.1, -1.1, 1.7, -1.7, 2.4, -2.4, 3.2, -3.2)
+            for right in (True, False)
+        ]
+        boxes = [(left, middle - height / 2, left + width, middle + height / 2) for left, middle in places]
+        box = next(
+            (b for b in boxes if b[0] >= 0 and b[2] <= 1.02 and not any(_overlap(b, t) for t in taken)), boxes[0]
+        )
+        taken.append(box)
+        middle = (box[1] + box[3]) / 2
+        axes.text(box[0], middle, name, transform=axes.transAxes, fontsize=7, va="center", color=INK)
+        if abs(middle - level) > 1.3 * height:  # far from its mark: a thread leads back
+            end = box[0] if box[0] > at else box[2]
+            axes.plot([at, end], [level, middle], transform=axes.transAxes, color=FAINT, lw=0.6, zorder=1)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @styled
@@ -228,7 +246,7 @@ def class_change(
     axes.grid(axis="x")
     axes.set_xlabel("change of AP in points, with 95 % paired interval")
     axes.set_title(title)
-    group_legend(axes, class_counts, loc="lower right")
+    group_legend(figure, class_counts)
     return figure
 
 

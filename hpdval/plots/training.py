@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter
 
 from hpdval.plots.data import group_colours, group_legend
-from hpdval.plots.style import FAINT, GROUP_COLOURS, INK, METHOD_COLOURS, Chart, new_chart, plain, styled, tick_size
+from hpdval.plots.style import FAINT, INK, METHOD_COLOURS, Chart, new_chart, plain, styled, tick_size
 
 LOSS_NAMES = {"cls": "classification", "kd": "distillation", "sc": "semantic consistency", "loss": "total"}
 
@@ -37,7 +38,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], stage: str, *, title: str 
     panels[-1].plot(steps, [r["lr"] for r in records], color=INK, lw=1.2)
     panels[-1].set_title("learning rate")
     panels[-1].set_xlabel("update")
-    panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
+    panels[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     for panel in panels:
         panel.set_ylim(bottom=0)
         panel.grid(axis="y")
@@ -73,8 +74,7 @@ def context_shift(
     left.set_ylim(0, 1.35 * max(spread, *shift.values()))
     left.set_ylabel("mean absolute change")
     left.set_title("context vectors")
-    first = similarity[names[0]]
-    order = np.argsort(first, kind="stable")
+    order = np.argsort(np.minimum.reduce([similarity[name] for name in names]), kind="stable")
     colours = group_colours(class_counts)
     for name, marker, size in zip(names, "oD", (28, 18), strict=False):
         face = [colours[c] for c in order] if marker == "o" else "white"
@@ -88,9 +88,6 @@ def context_shift(
     right.grid(axis="y")
     right.set_ylabel("cosine with the hand-crafted prompt")
     right.set_title("text embeddings (full: " + names[0] + (", hollow: " + names[1] if len(names) > 1 else "") + ")")
-    group_legend(right, class_counts, loc="lower right")
+    group_legend(figure, class_counts)
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
-
-
-__all__ = ["GROUP_COLOURS", "context_shift", "loss_curves"]
