@@ -17,7 +17,7 @@ from hpdval.data.scenes import CLASSES, load_scenes
 from hpdval.data.scenes.profile import AT_HOME, CROWDING, THEMES, evaluation_counts, label_matrix
 from hpdval.data.scenes.things import THINGS, USUAL
 from hpdval.data.scenes.world import NAMES, PLAIN, VISIBLE_PIXELS, caption, draw_scene, stream_scene
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,13 @@ def test_a_thing_is_seen_where_its_mask_says(name: str) -> None:
 def test_all_labels_at_once_still_find_room() -> None:
     scene = draw_scene(CLASSES[:6], "crowd")
     assert set(scene.names) == set(CLASSES[:6])
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(DataError, match=r"nobody can draw unicorn; give some of person"):
+        draw_scene(["cat", "unicorn"], "none")
+    with pytest.raises(DataError, match="no room for 180 things"):
+        draw_scene(NAMES * 6, "all", size=32)
 
 
 def test_pictures_stay_as_they_were_drawn_first() -> None:

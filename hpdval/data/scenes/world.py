@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from hpdval.data.scenes.draw import Colour, Pen
 from hpdval.data.scenes.profile import CLASSES
 from hpdval.data.scenes.things import THINGS, USUAL
+from hpdval.errors import DataError
 
 VERSION = "scenes-v1"  # part of every picture's name: raise it whenever a pixel may change
 OVERSAMPLING = 3
@@ -31,7 +32,7 @@ NAMES = tuple(THINGS)
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How busy pictures are.  Ranges are inclusive; sizes are radii as a share of the picture's side."""
+    """How busy pictures are.  Ranges are inclusive; a radius is a share of the picture's side."""
 
     radius: tuple[float, float]
     copies: float  # chance that a label has a second object
@@ -91,16 +92,22 @@ def draw_scene(names: Sequence[str], key: str, *, style: Style = BUSY, size: int
         style: how busy it is.
         size: S, at least 32.
 
+    Raises:
+        DataError: an unknown thing, or more things than there is room for.
+
     >>> scene = draw_scene(["cat", "boat"], "example")
     >>> scene.image.shape, sorted(set(scene.names))
     ((64, 64, 3), ['boat', 'cat'])
     """
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise DataError(f"scenes: nobody can draw {', '.join(unknown)}; give some of {', '.join(NAMES)}")
     r = Random(key)
     for attempt in range(40):
         scene = _attempt(names, r, style, size, crowd=0.97**attempt)
         if scene is not None:
             return scene
-    raise AssertionError(f"no room for {names} in {key}")  # 40 ever emptier pictures: cannot happen, tested
+    raise DataError(f"no room for {len(names)} things in a picture of {size} pixels; give at most 6, or a larger size")
 
 
 def _attempt(names: Sequence[str], r: Random, style: Style, size: int, crowd: float) -> Scene | None:
