@@ -1,11 +1,11 @@
 """Figures from scores, metrics and data: each function returns one figure, coloured alike throughout; no torch."""
 
-from hpdval.plots.data import class_frequency, co_occurrence, example_images, object_sizes_by_class
+from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_class
+from hpdval.plots.images import example_images, ranking_examples
 from hpdval.plots.results import (
     ap_against_frequency,
     class_change,
     group_bars,
-    ranking_examples,
     size_lines,
     view_weights,
 )

@@ -1,17 +1,16 @@
-"""Figures of a data set: how often each class occurs, with which others, how large, and what the images show.
+"""Figures of a data set: how often each class occurs, with which others, and how large.
 
 Letters: N images, C classes, H x W pixels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hpdval.groups import GROUPS, HEAD_MINIMUM, TAIL_BELOW, class_groups
 from hpdval.plots.style import GROUP_COLOURS, GROUP_MARKERS, INK, Chart, new_chart, plain, styled, tick_size
@@ -34,6 +33,7 @@ def group_legend(figure: Any, class_counts: Sequence[int] | np.ndarray, *more: A
 
 def whole_number_axis(axis: Any) -> None:
     """Label a logarithmic axis with plain whole numbers: 10, 100, 1,000."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -64,10 +64,10 @@ def class_frequency(
             axes.annotate(f"{value}", (x, height), (0, 4), textcoords="offset points", ha="center", fontsize=7)
     if reference is not None:
         axes.plot(positions, reference, color=INK, lw=1.2, marker=".", ms=4, label="Pareto reference")
-    for bound, note in ((HEAD_MINIMUM, "head from 100"), (TAIL_BELOW, "tail below 20")):
+    for bound, note in ((HEAD_MINIMUM, f"head\nfrom {HEAD_MINIMUM}"), (TAIL_BELOW, f"tail\nbelow {TAIL_BELOW}")):
         axes.axhline(bound, color="#777777", lw=0.8, ls=":")
         where: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(note, (1, bound), (-2, 2), ha="right", fontsize=7, color="#555555", **where)
+        axes.annotate(note, (1, bound), (3, 0), va="center", fontsize=7, color="#555555", **where)
     axes.set_yscale("log")
     axes.set_ylim(bottom=min(1.0, counts.min() or 0.5), top=2.2 * counts.max())
     whole_number_axis(axes.yaxis)
@@ -146,59 +146,7 @@ def object_sizes_by_class(
     axes.tick_params(axis="y", labelsize=tick_size(len(order)), length=0)
     axes.set_xlim(left=0)
     axes.grid(axis="x")
-    axes.set_xlabel("share of the image covered by the class's largest object, percent (median, middle half)")
+    axes.set_xlabel("share of the image, percent (median and middle half)")
     axes.set_title(title)
     group_legend(figure, class_counts)
     return figure
-
-
-@styled
-def example_images(
-    images: Sequence[np.ndarray],
-    targets: np.ndarray,
-    classes: Sequence[str],
-    *,
-    boxes: Sequence[np.ndarray] | None = None,
-    captions: Sequence[str] | None = None,
-    columns: int = 4,
-    title: str = "",
-) -> Chart:
-    """Draw images with their labels below and, where known, the box of each object with its class.
-
-    Args:
-        images: (H, W, 3) uint8 each.
-        targets: (n, C) of 0 and 1.
-        boxes: for each image (n, 5) rows of class index, x, y, width, height in pixels.
-        captions: what to write below the images in place of their labels.
-    """
-    rows = math.ceil(len(images) / columns)
-    figure = new_chart(2.2 * columns, 2.55 * rows + (0.3 if title else 0))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for i, (image, axes) in enumerate(zip(images, grid.flat, strict=False)):
-        axes.imshow(image)
-        for _, x, y, width, height in boxes[i] if boxes is not None else ():
-            for line, colour in ((2.4, "black"), (1.0, "white")):  # seen on dark and on light ground
-                axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=line, ec=colour))
-        names = [plain(classes[int(c)], 18) for c in np.flatnonzero(targets[i])]
-        words = (_wrapped(names) or "(no label)") if captions is None else plain(captions[i], 40)
-        axes.text(0.5, -0.03, words, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
-    if title:
-        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
-    return figure
-
-
-def _wrapped(names: Sequence[str], width: int = 30, lines: int = 3) -> str:
-    """Join names by commas into at most ``lines`` lines."""
-    out: list[str] = []
-    for i, name in enumerate(names):
-        piece = name + ("," if i < len(names) - 1 else "")
-        if out and len(out[-1]) + len(piece) < width:
-            out[-1] += " " + piece
-        elif len(out) < lines:
-            out.append(piece)
-        else:
-            out[-1] = out[-1].rstrip(",") + f" and {len(names) - i} more"
-            break
-    return "\n".join(out)

@@ -1,6 +1,6 @@
-"""Figures of results: rankings of single images, AP against frequency and size, changes with intervals.
+"""Figures of results: AP against frequency and size, changes with intervals.
 
-Letters: N images, C classes, H x W pixels.  AP is in percent.
+Letters: N images, C classes.  AP is in percent.
 """
 
 from __future__ import annotations
@@ -27,64 +27,6 @@ from hpdval.plots.style import (
     styled,
     tick_size,
 )
-
-
-@styled
-def ranking_examples(
-    images: Sequence[np.ndarray],
-    scores: np.ndarray,
-    targets: np.ndarray,
-    classes: Sequence[str],
-    *,
-    top: int = 5,
-    columns: int = 3,
-    title: str = "",
-) -> Chart:
-    """Draw images beside their ``top`` best scores; true classes are full bars with a tick, others hatched.
-
-    Args:
-        images: (H, W, 3) uint8 each.
-        scores, targets: (n, C).
-    """
-    top, rows = min(top, len(classes)), math.ceil(len(images) / columns)
-    figure = new_chart(3.7 * columns, 1.75 * rows + 0.6)
-    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.0, 0.9] * columns)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        grid[row, 2 * column].imshow(image)
-        _ranking(grid[row, 2 * column + 1], scores[i], targets[i], classes, top)
-    if title:
-        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
-    figure.supxlabel(
-        "✓ the class is in the image   ✗ it is not   bar: score, from the lowest to the highest of the image",
-        fontsize=8,
-    )
-    return figure
-
-
-def _ranking(axes: Axes, scores: np.ndarray, targets: np.ndarray, classes: Sequence[str], top: int) -> None:
-    spread = float(scores.max() - scores.min()) or 1.0
-    best = np.argsort(-scores, kind="stable")[:top]
-    axes.set_xlim(0, 1)
-    axes.set_ylim(top - 0.3, -0.8)
-    for place, c in enumerate(best):
-        right, length = bool(targets[c]), (scores[c] - scores.min()) / spread
-        axes.barh(
-            place + 0.22,
-            length,
-            height=0.28,
-            color="#0072B2" if right else "white",
-            edgecolor="#0072B2" if right else "#888888",
-            hatch="" if right else "////",
-            linewidth=0.7,
-        )
-        name = f"{'✓' if right else '✗'} {plain(classes[c], 20)}"
-        axes.text(0, place - 0.02, name, va="bottom", fontsize=8, color=INK if right else "#666666")
-    missed = [c for c in np.flatnonzero(targets) if c not in best]
-    if missed:
-        axes.text(0, top - 0.3, f"+ {len(missed)} true further down", va="center", fontsize=7, color="#666666")
 
 
 @styled
@@ -127,7 +69,8 @@ def ap_against_frequency(
     axes.set_ylim(0, 105)
     axes.set_xlim(counts.min() / 1.3, counts.max() * 2.0)
     if len(classes) <= 30:
-        _name_points(axes, counts, list(per_class.values()), classes)
+        others = [] if chance is None else [chance]
+        _name_points(axes, counts, [*others, *per_class.values()], classes)
     axes.grid(axis="y")
     axes.set_xlabel("training images of the class (logarithmic)")
     axes.set_ylabel("average precision, percent")
@@ -259,14 +202,21 @@ def size_lines(table: pd.DataFrame, *, title: str = "Mean AP by object size") ->
     for m, (_, row) in enumerate(table.iterrows()):
         values = row[thirds].astype(float).to_numpy()
         marker = "osD^v"[m % 5]
-        axes.plot(range(3), values, marker=marker, color=METHOD_COLOURS[m % len(METHOD_COLOURS)], lw=1.8)
-        axes.annotate(str(row["method"]), (2, values[-1]), (8, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.plot(
+            range(3),
+            values,
+            marker=marker,
+            color=METHOD_COLOURS[m % len(METHOD_COLOURS)],
+            lw=1.8,
+            label=str(row["method"]),
+        )
     axes.set_xticks(range(3), [str(name) for name in thirds])
-    axes.set_xlim(-0.25, 3.0)
+    axes.set_xlim(-0.2, 2.2)
     axes.grid(axis="y")
     axes.set_ylabel("mAP, percent")
     axes.set_xlabel("objects of each class, by the share of the image they cover")
     axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
