@@ -153,7 +153,7 @@ def group_bars(
         line.set_label("chance (prevalence)")
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(0, 105)
+    axes.set_ylim(0, min(105.0, 1.2 * axes.dataLim.y1))
     axes.grid(axis="y")
     axes.set_ylabel("mAP, percent")
     axes.set_title(title)

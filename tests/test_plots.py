@@ -1,0 +1,150 @@
+"""Figures show the numbers they are given, survive any class names and numbers, and are saved the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from hpdval import plots, tables
+from hpdval.metrics import bootstrap, evaluate
+from hpdval.plots.style import plain
+
+NASTY = ["<b>bold</b>", "cash_$$", "$\\frac$", "traffic_light", "a name that is far too long to stand anywhere"]
+
+
+class World:
+    """A made-up result on C classes whose names are as bad as names get."""
+
+    def __init__(self, n_classes: int) -> None:
+        rng = np.random.default_rng(0)
+        self.classes = [*NASTY, *(f"class {i}" for i in range(n_classes - len(NASTY)))]
+        self.counts = np.geomspace(775, 4, n_classes).astype(int)
+        self.targets = (rng.random((120, n_classes)) < np.linspace(0.5, 0.1, n_classes)).astype(np.uint8)
+        self.before = self.targets + rng.normal(size=self.targets.shape)
+        self.after = 2 * self.targets + rng.normal(size=self.targets.shape)
+        self.images = [rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(5)]
+        self.sizes = np.where(self.targets, rng.random(self.targets.shape), np.nan)
+        self.boxes = [np.array([[0, 2, 3, 10, 8]], np.float32)] * 5
+        self.ap = {n: evaluate(s, self.targets, self.counts) for n, s in (("a", self.before), ("b", self.after))}
+        self.metrics = [
+            {
+                "stage": "stage1",
+                "step": i + 1,
+                "epoch": i // 4,
+                "cls": 1.0 / (i + 1),
+                "kd": 0.1,
+                "loss": 1.0,
+                "lr": 1e-4,
+            }
+            for i in range(12)
+        ]
+
+
+def intervals(world: World) -> dict[str, Any]:
+    return {n: bootstrap(s, world.targets, world.counts, resamples=20) for n, s in (("a", world.before),)}
+
+
+FIGURES: dict[str, Callable[[World], plots.Chart]] = {
+    "class_frequency": lambda w: plots.class_frequency(w.classes, w.counts, reference=w.counts),
+    "co_occurrence": lambda w: plots.co_occurrence(w.classes, w.targets),
+    "object_sizes": lambda w: plots.object_sizes_by_class(w.classes, w.counts, w.sizes),
+    "example_images": lambda w: plots.example_images(w.images, w.targets[:5], w.classes, boxes=w.boxes, title="x"),
+    "ranking_examples": lambda w: plots.ranking_examples(w.images, w.after[:5], w.targets[:5], w.classes),
+    "ap_against_frequency": lambda w: plots.ap_against_frequency(
+        w.counts, {n: e.per_class for n, e in w.ap.items()}, w.classes, chance=w.ap["a"].chance
+    ),
+    "group_bars": lambda w: plots.group_bars(
+        intervals(w), chance=dict.fromkeys(("total", "head", "medium", "tail"), 5.0)
+    ),
+    "class_change": lambda w: plots.class_change(
+        w.classes, w.counts, tables.class_differences(w.after, w.before, w.targets, w.counts, resamples=5)
+    ),
+    "size_lines": lambda w: plots.size_lines(tables.size_table({"a": w.before}, w.targets, w.sizes, minimum=1)),
+    "view_weights": lambda w: plots.view_weights({0.0: w.ap["a"], 1.0: w.ap["b"]}, chosen=0.4),
+    "loss_curves": lambda w: plots.loss_curves(w.metrics, "stage1", title="x"),
+    "context_shift": lambda w: plots.context_shift(
+        {"global": 0.1, "local": 0.2},
+        {"global": w.counts / 800, "local": w.counts / 900},
+        w.classes,
+        w.counts,
+        spread=0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("n_classes", [5, 80])
+def test_every_figure_draws_for_few_and_many_classes(name: str, n_classes: int) -> None:
+    figure = FIGURES[name](World(n_classes))
+    assert figure._repr_png_().startswith(b"\x89PNG")  # drawn: a bad formula between dollar signs would raise here
+    titles = [axes.get_title(loc=place) for axes in figure.axes for place in ("left", "center")]
+    assert any(titles) or figure.get_suptitle() or name in ("example_images", "ranking_examples")
+
+
+@pytest.mark.parametrize("name", ["class_frequency", "example_images", "ap_against_frequency"])
+def test_saving_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    world = World(5)
+    for folder in ("first", "second"):
+        plots.save_figure(FIGURES[name](world), tmp_path / folder, name)
+    for kind in ("png", "svg"):
+        first, second = ((tmp_path / f / "figures" / f"{name}.{kind}").read_bytes() for f in ("first", "second"))
+        assert first == second
+        assert len(first) > 1000
+    assert len(list((tmp_path / "first" / "figures").iterdir())) == 2, "no temporary file is left"
+    assert Image.open(tmp_path / "first" / "figures" / f"{name}.png").width > 600
+
+
+def test_matplotlib_settings_of_others_stay() -> None:
+    before = dict(mpl.rcParams)
+    FIGURES["class_frequency"](World(5))._repr_png_()
+    assert dict(mpl.rcParams) == before
+
+
+def test_class_frequency_draws_each_count_in_the_colour_of_its_group() -> None:
+    axes = plots.class_frequency(["rare", "common", "some"], [4, 300, 50]).axes[0]
+    heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
+    colours = [to_rgb(bar.get_facecolor()) for bar in axes.patches]
+    assert heights == [300, 50, 4]
+    assert colours == [to_rgb(plots.GROUP_COLOURS[g]) for g in ("head", "medium", "tail")]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["common", "some", "rare"]
+
+
+def test_co_occurrence_is_the_share_of_the_rows_images() -> None:
+    targets = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]], np.uint8)
+    shares = np.asarray(plots.co_occurrence(["a", "b", "c"], targets).axes[0].get_images()[0].get_array())
+    assert shares[0, 1] == 50  # of four images with a, two hold b
+    assert shares[1, 0] == 100
+    assert shares[2, 0] == 0
+
+
+def test_rankings_are_told_apart_without_colour() -> None:
+    scores, targets = np.array([[0.9, 0.8, 0.1]]), np.array([[1, 0, 1]], np.uint8)
+    image = [np.zeros((8, 8, 3), np.uint8)]
+    axes = plots.ranking_examples(image, scores, targets, ["a", "b", "c"], top=2, columns=1).axes[1]
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["✓ a", "✗ b", "+ 1 true further down"]
+    assert [bool(bar.get_hatch()) for bar in axes.patches] == [False, True]
+
+
+def test_class_change_is_sorted_and_leaves_out_what_is_unknown() -> None:
+    world = World(5)
+    world.targets[:, 2] = 0
+    found = tables.class_differences(world.after, world.before, world.targets, world.counts, resamples=5)
+    axes = plots.class_change(world.classes, world.counts, found).axes[0]
+    widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert widths == sorted(i.estimate for i in found if not np.isnan(i.estimate))
+    assert len(widths) == 4
+
+
+def test_names_are_shown_as_they_are_written() -> None:
+    axes = plots.class_frequency(["$\\frac$", "b"], [9, 8]).axes[0]
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert plain("$\\frac$") == r"\$\frac\$"
+    assert plain("x" * 40) == "x" * 23 + "…"
