@@ -116,7 +116,7 @@ class TrainingConfig(Checked):
     ema_decay: float = number(0.0, 0.0, 1.0)  # 0: no moving average; otherwise the averaged weights are the result
     clip_norm: float = number(0.0, 0.0)  # 0: gradients are not clipped
     scale: float = number(20.0, above=0.0)  # start of the learnable scale of scores in the objective
-    bias: float | None = None  # start of the scalar bias; None centres the logits on the training images
+    bias: float | None = None  # start of the scalar bias; None fits it to the starting scores of training images
     scale_lr: float = number(1e-3, 0.0)  # learning rate of scale and bias; 0 keeps both fixed
     loss: LossConfig = field(default_factory=LossConfig)
     precision: str = choice("auto", "auto", "float32", "bfloat16")  # auto: bfloat16 autocast on CUDA, else float32

@@ -172,15 +172,13 @@ def write_report(runs: Mapping[str, Sequence[Folder]], target: Path, *, command:
         to_markdown(results_table(runs)),
         "",
     ]
-    for after, before in COMPARED:
-        table = comparison_table(runs[after], runs[before])
-        lines += [
-            f"**{after} against {before}**: difference in points, 95 % paired bootstrap interval over test images; "
-            "gain = the interval lies above 0 and all seeds agree.",
-            "",
-            to_markdown(table),
-            "",
-        ]
+    lines += [
+        "Differences in points with 95 % paired bootstrap intervals over test images; gain: the interval lies above 0 "
+        "and all seeds agree, loss: below.",
+        "",
+        to_markdown(comparison_table({f"{a} against {b}": (runs[a], runs[b]) for a, b in COMPARED})),
+        "",
+    ]
     lines += [f"- {note}" for note in first["notes"]]
     wall = sum(m["wall_seconds"] for m in manifests)
     lines += _provenance(newest, command, wall)

@@ -284,18 +284,35 @@ def test_only_the_visual_encoder_learns_in_stage1(tmp_path: Path, colours: Datas
     assert "visual.proj" in changed
 
 
+def test_the_open_bias_is_where_the_loss_of_the_starting_scores_is_least() -> None:
+    from hpdval.training.objective import Objective
+
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(200, 3, generator=generator) < 0.2).float()
+    scores = 0.2 + 0.05 * torch.randn(200, 3, generator=generator) + 0.05 * targets
+    for name in ("bce", "db_focal"):
+        experiment = recipe(**{"stage1.loss.name": name})
+        objective = Objective(experiment.stage1, experiment.score, targets.sum(0), 200)
+        objective.fit_bias(scores, targets)
+        fitted = objective.logits.bias.item()
+        losses = {b: objective.loss(20 * scores + b, targets).item() for b in np.linspace(-15, 5, 2001)}
+        assert fitted == pytest.approx(min(losses, key=losses.__getitem__), abs=0.02)
+
+
 def test_teacher_is_separate_so_distillation_starts_at_zero_and_grows(colours: Dataset, clip: Clip) -> None:
     import copy
 
     from hpdval.models.prompts import hand_crafted
     from hpdval.scoring import zero_shot_scorer
-    from hpdval.training.objective import centred
+    from hpdval.training.objective import starting_objective
 
     experiment = recipe()
     student = copy.deepcopy(clip)
     text = hand_crafted(student, CLASSES)
     images = np.stack([colours.train.image(i) for i in range(8)])
-    objective = centred(experiment.stage1, experiment.score, colours, zero_shot_scorer(clip, CLASSES), images)
+    objective = starting_objective(
+        experiment.stage1, experiment.score, colours, zero_shot_scorer(clip, CLASSES), images
+    )
     task = DualViewAlignment(student, text, objective, experiment)
     batch = {
         "images": torch.from_numpy(images).permute(0, 3, 1, 2),

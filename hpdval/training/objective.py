@@ -17,20 +17,32 @@ from hpdval.models import ImageFeatures
 from hpdval.models.dual_view import LogitScale, dual_view_scores
 from hpdval.scoring import Scorer
 
-CENTRE_IMAGES = 512
+FIT_IMAGES = 512
 
 
 class Objective(nn.Module):
     """L_cls of both stages: a multi-label loss on ``scale * scores + bias``, which belong to the objective alone."""
 
-    def __init__(
-        self, config: TrainingConfig, score: ScoreConfig, class_counts: torch.Tensor, n_train: int, mean_score: float
-    ) -> None:
+    def __init__(self, config: TrainingConfig, score: ScoreConfig, class_counts: torch.Tensor, n_train: int) -> None:
         super().__init__()
         self.score_config = asdict(score)
         self.loss = build_loss(config.loss, class_counts, n_train)
-        bias = -config.scale * mean_score if config.bias is None else config.bias
-        self.logits = LogitScale(config.scale, bias).requires_grad_(config.scale_lr > 0)
+        self.logits = LogitScale(config.scale, config.bias or 0.0).requires_grad_(config.scale_lr > 0)
+
+    def fit_bias(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        """Set the bias to where the loss of scores (N, C) is least, with the scale as it is."""
+        bias = torch.tensor(-float(self.logits.log_scale.detach().exp() * scores.mean()), requires_grad=True)
+        search = torch.optim.LBFGS([bias], max_iter=50, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            search.zero_grad()
+            loss: torch.Tensor = self.loss(self.logits.log_scale.detach().exp() * scores + bias, targets)
+            loss.backward()
+            return loss
+
+        search.step(closure)
+        with torch.no_grad():
+            self.logits.bias.copy_(bias)
 
     def record(self) -> dict[str, float]:
         """Return scale and bias as they are now."""
@@ -45,24 +57,28 @@ class Objective(nn.Module):
         return loss
 
 
-def centred(
+def starting_objective(
     config: TrainingConfig, score: ScoreConfig, dataset: Dataset, start: Scorer, images: np.ndarray | ImageFeatures
 ) -> Objective:
-    """Return the objective whose bias, where the config leaves it open, centres the starting logits on training images.
+    """Return the objective; its bias, where the config leaves it open, fits the starting scores of training images.
 
-    Cosines of CLIP lie around 0.2 and would all begin as confident positives; the mean starting score of (a sample of)
-    the training images is what the bias takes off.
+    Cosines of CLIP lie around 0.2, so without a bias every pair would begin as a confident positive, and the first
+    updates would bend encoder or prompts only to mend that.
+
+    Args:
+        images: the training images as the store keeps them (N, S, S, 3), or their features; a sample is used.
     """
-    mean = 0.0
+    counts = torch.from_numpy(dataset.train.targets.sum(0).astype(np.int64))
+    objective = Objective(config, score, counts, len(dataset.train))
     if config.bias is None:
         fixed = Scorer(start.clip, dataset.classes, start.text_global, start.text_local, score=score)
         if isinstance(images, ImageFeatures):
-            sample = fixed.score_features(ImageFeatures(images.cls[:CENTRE_IMAGES], images.patches[:CENTRE_IMAGES]))
-            mean = float(sample.double().mean())
+            sample = ImageFeatures(images.cls[:FIT_IMAGES], images.patches[:FIT_IMAGES])
+            scores = fixed.score_features(sample).cpu()
         else:
-            mean = float(fixed.score_array(images[:CENTRE_IMAGES], show=False).astype(np.float64).mean())
-    counts = torch.from_numpy(dataset.train.targets.sum(0).astype(np.int64))
-    return Objective(config, score, counts, len(dataset.train), mean)
+            scores = torch.from_numpy(fixed.score_array(images[:FIT_IMAGES], show=False))
+        objective.fit_bias(scores, torch.from_numpy(dataset.train.targets[: len(scores)]))
+    return objective
 
 
 def validation_map(

@@ -25,7 +25,7 @@ from hpdval.models.prompts import hand_crafted
 from hpdval.run import Run
 from hpdval.scoring import Scorer
 from hpdval.training.loop import Batch, Task, fit
-from hpdval.training.objective import Objective, centred, validation_map
+from hpdval.training.objective import Objective, starting_objective, validation_map
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import training_session
 
@@ -132,7 +132,7 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
     clip = copy.deepcopy(start.clip)
     text = hand_crafted(clip, dataset.classes, experiment.template)
     images = ImageStore.open(dataset.train, clip.image_size, mode=experiment.resize).images
-    objective = centred(experiment.stage1, experiment.score, dataset, start, images).to(text.device)
+    objective = starting_objective(experiment.stage1, experiment.score, dataset, start, images).to(text.device)
     task = DualViewAlignment(clip, text, objective, experiment)
 
     def scorer() -> Scorer:

@@ -19,7 +19,7 @@ from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.run import Run
 from hpdval.scoring import Scorer, encode_split
 from hpdval.training.loop import Batch, Task, fit
-from hpdval.training.objective import Objective, centred, validation_map
+from hpdval.training.objective import Objective, starting_objective, validation_map
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import training_session
 
@@ -120,7 +120,7 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
     config = experiment.stage2
     text = hand_crafted(start.clip, dataset.classes, experiment.template)
     features = encode_split(start.clip, dataset.train, resize=experiment.resize, precision=config.precision, show=show)
-    objective = centred(config, experiment.score, dataset, start, features).to(text.device)
+    objective = starting_objective(config, experiment.score, dataset, start, features).to(text.device)
     task = PromptTuning(start, text, objective, experiment)
 
     def scorer() -> Scorer:
