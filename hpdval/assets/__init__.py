@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SCENES_CLIP_SHA256 = "b01c6a94b698362a90d0b86e46b9bc1a58d85b2adadf88421e47120edf650245"
+SCENES_CLIP_SHA256 = "e420b9a7ba7ae74d156c7a192bac94e42a8967862f75b802a5000276d8952613"
 
 
 def asset_path(name: str) -> Path:
