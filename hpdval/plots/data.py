@@ -27,7 +27,11 @@ def group_colours(class_counts: Sequence[int] | np.ndarray) -> list[str]:
 def group_legend(figure: Any, class_counts: Sequence[int] | np.ndarray, *more: Any) -> None:
     """Explain the colours of the groups that have a class, and ``more`` handles, below the axes."""
     sizes = {group: len(indices) for group, indices in class_groups(class_counts).items()}
-    handles = [Patch(color=GROUP_COLOURS[g], label=f"{g} ({sizes[g]} classes)") for g in GROUPS if sizes[g]]
+    handles = [
+        Patch(color=GROUP_COLOURS[g], label=f"{g} ({sizes[g]} class{'es' * (sizes[g] > 1)})")
+        for g in GROUPS
+        if sizes[g]
+    ]
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=4)
 
 

@@ -20,8 +20,8 @@ from hpdval.plots.style import (
     GROUP_COLOURS,
     GROUP_MARKERS,
     INK,
-    METHOD_COLOURS,
     Chart,
+    method_colours,
     new_chart,
     plain,
     styled,
@@ -137,11 +137,11 @@ def group_bars(
     columns = [name for name in ("total", *GROUPS) if not all(math.isnan(i[name].estimate) for i in intervals.values())]
     figure = new_chart(7.0, 3.7)
     axes = figure.subplots()
-    width = 0.8 / len(intervals)
+    width, colours = 0.8 / len(intervals), method_colours(intervals)
     for m, (label, values) in enumerate(intervals.items()):
         x = np.arange(len(columns)) + (m - (len(intervals) - 1) / 2) * width
         middle = np.array([values[name].estimate for name in columns])
-        axes.bar(x, middle, 0.92 * width, color=METHOD_COLOURS[m % len(METHOD_COLOURS)], label=label)
+        axes.bar(x, middle, 0.92 * width, color=colours[m], label=label)
         low, high = (np.array([getattr(values[name], side) for name in columns]) for side in ("low", "high"))
         axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", ecolor=INK, lw=1.0, capsize=2.5)
         for position, value, limit in zip(x, middle, high, strict=True):
@@ -198,6 +198,7 @@ def size_lines(table: pd.DataFrame, *, title: str = "Mean AP by object size") ->
     """Draw the rows of ``hpdval.tables.size_table``: mAP on small, middle and large objects, a line for each method."""
     figure = new_chart(5.6, 3.4)
     axes = figure.subplots()
+    colours = method_colours(table["method"])
     thirds = [name for name in table.columns if str(name).endswith("third")]
     for m, (_, row) in enumerate(table.iterrows()):
         values = row[thirds].astype(float).to_numpy()
@@ -206,7 +207,7 @@ def size_lines(table: pd.DataFrame, *, title: str = "Mean AP by object size") ->
             range(3),
             values,
             marker=marker,
-            color=METHOD_COLOURS[m % len(METHOD_COLOURS)],
+            color=colours[m],
             lw=1.8,
             label=str(row["method"]),
         )

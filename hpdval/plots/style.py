@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -20,7 +20,13 @@ R = TypeVar("R")
 # Okabe and Ito's palette: told apart with every kind of colour vision; groups differ by marker, too.
 GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#CC79A7"}
 GROUP_MARKERS = {"head": "o", "medium": "s", "tail": "^"}
-METHOD_COLOURS = ("#8A8A8A", "#56B4E9", "#D55E00", "#009E73", "#000000")
+METHOD_COLOURS = {
+    "zero-shot": "#8A8A8A",
+    "zero-shot, both views": "#C9C9C9",
+    "stage 1": "#56B4E9",
+    "stage 2": "#D55E00",
+}
+OTHER_COLOURS = ("#009E73", "#0072B2", "#E69F00", "#CC79A7", "#000000")
 INK, FAINT = "#222222", "#B5B5B5"
 
 STYLE: Any = {
@@ -80,6 +86,12 @@ def plain(text: str, longest: int = 24) -> str:
     """
     text = " ".join(str(text).split())
     return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
+
+
+def method_colours(labels: Iterable[str]) -> list[str]:
+    """Return a colour for each method: its own wherever it appears, and the next free one for a name unknown here."""
+    free = iter(OTHER_COLOURS * 10)
+    return [METHOD_COLOURS.get(label) or next(free) for label in labels]
 
 
 def tick_size(count: int) -> float:

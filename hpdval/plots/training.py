@@ -67,7 +67,7 @@ def context_shift(
     figure = new_chart(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=[1, 3.2])
     names = list(shift)
-    left.bar(names, [shift[name] for name in names], color=METHOD_COLOURS[1], width=0.6)
+    left.bar(names, [shift[name] for name in names], color=METHOD_COLOURS["stage 2"], width=0.6)
     left.axhline(spread, color=INK, lw=1.0, ls="--")
     note, where = "mean |entry| of\nthe contexts", ("axes fraction", "data")
     left.annotate(note, (0.02, spread), (0, 3), xycoords=where, textcoords="offset points", fontsize=7)

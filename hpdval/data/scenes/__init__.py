@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from hpdval.data.dataset import Dataset, Split
@@ -51,6 +53,7 @@ def load_scenes(*, train: int = TRAIN_IMAGES, test: int = TEST_IMAGES, seed: int
 def _split(targets: np.ndarray, name: str, seed: int, size: int) -> Split:
     keys = tuple(f"{VERSION}:{seed}:{name}:{i}" for i in range(len(targets)))
 
+    @lru_cache(maxsize=16)  # whoever wants an image and its boxes has it drawn once
     def scene(index: int) -> Scene:
         return draw_scene([CLASSES[c] for c in np.flatnonzero(targets[index])], keys[index], size=size)
 
@@ -61,8 +64,8 @@ def _split(targets: np.ndarray, name: str, seed: int, size: int) -> Split:
     return Split(
         ids=tuple(f"{name}/{i:05d}" for i in range(len(targets))),
         targets=targets,
-        read=lambda i: scene(i).image,
+        read=lambda i: scene(i).image.copy(),
         fingerprints=tuple(f"{key}:{size}" for key in keys),
         boxes=boxes,
-        masks=lambda i: scene(i).masks,
+        masks=lambda i: scene(i).masks.copy(),
     )
