@@ -42,8 +42,11 @@ class Style:
     noise: float  # amplitude of pixel noise, grey levels
     usual_colour: float
     fields: float  # strength of the coloured fields behind, 0 to 1
+    light: tuple[float, float, float]  # its colour
 
 
+# scenes-lt is seen in evening light and among clutter, the pretraining stream by day and plainly: two domains, as web
+# pictures and a benchmark are, so that fine-tuning has something to learn besides the labels.
 BUSY = Style(
     radius=(0.12, 0.34),
     copies=0.25,
@@ -53,6 +56,7 @@ BUSY = Style(
     noise=18,
     usual_colour=0.7,
     fields=0.8,
+    light=(1.06, 0.98, 0.83),
 )
 PLAIN = Style(
     radius=(0.2, 0.46),
@@ -63,6 +67,7 @@ PLAIN = Style(
     noise=8,
     usual_colour=0.8,
     fields=0.4,
+    light=(1.0, 1.0, 1.0),
 )
 
 
@@ -232,7 +237,7 @@ def _develop(canvas: Image.Image, r: Random, style: Style) -> np.ndarray:
     tint = np.array([r.uniform(0.85, 1.15) for _ in range(3)], np.float32)
     contrast, amount = r.uniform(0.65, 1.0), r.uniform(0.1, 1) * style.noise
     seen = (pixels - 127) * contrast * tint + r.uniform(95, 150) + noise * amount
-    return np.clip(seen, 0, 255).astype(np.uint8)
+    return np.clip(seen * np.array(style.light, np.float32), 0, 255).astype(np.uint8)
 
 
 def stream_scene(index: int, *, seed: int = 0, size: int = 64) -> Scene:
