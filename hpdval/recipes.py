@@ -17,7 +17,7 @@ from hpdval.errors import ConfigError
 def scenes() -> Experiment:
     """Both stages on the embedded ``scenes-lt``, sized for two CPU cores.
 
-    Command: ``make demo``, or ``hpdval study --out runs/scenes-lt`` for three seeds; result and time: reports/scenes-lt.md.
+    Command: ``make demo``; three seeds: ``hpdval study --out runs/scenes-lt``.  Result and time: reports/scenes-lt.md.
     A small encoder needs larger steps than ViT-B/16, and its features are large against the loss, hence the small
     weight of distillation.  Learning rates, epochs and that weight were chosen on scenes drawn with another seed and on
     a validation part of the mosaic training images, never on a test set that is reported.

@@ -49,15 +49,15 @@ def test_wrong_overrides_are_refused_in_one_line(values: dict[str, object], word
 
 def test_overrides_are_read_as_the_type_of_their_field() -> None:
     changed = get_recipe(
-        "scenes", **{"stage1.lr": "3e-4", "stage1.bias": "none", "stage1.augment.flip": "false", "score.k": "8"}
+        "scenes", **{"stage1.lr": "7e-4", "stage1.bias": "none", "stage1.augment.flip": "false", "score.k": "8"}
     )
-    assert changed.stage1.lr == 3e-4
+    assert changed.stage1.lr == 7e-4
     assert changed.stage1.bias is None
     assert changed.stage1.augment.flip is False
     assert changed.score.k == 8
     assert isinstance(changed.score.k, int)  # eight patches
     assert isinstance(get_recipe("scenes", **{"score.k": "1.0"}).score.k, float)  # all of them
-    assert get_recipe("scenes").stage1.lr != 3e-4, "the recipe itself is untouched"
+    assert get_recipe("scenes").stage1.lr != 7e-4, "the recipe itself is untouched"
 
 
 def test_every_field_can_be_overridden_by_its_own_value() -> None:
