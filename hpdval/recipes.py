@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hpdval.config import AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config, override
@@ -38,8 +39,8 @@ def scenes() -> Experiment:
 def hpdval() -> Experiment:
     """Our default for CLIP ViT-B/16: the paper's score on CLIP's projection, separate teacher, element-wise DB-focal.
 
-    Command: ``hpdval run 03 -p recipe=hpdval -p dataset=voc-lt -p root=DIR``.  Not yet run on VOC-LT or COCO-LT: no
-    result is claimed.
+    Command: ``hpdval run 03 -p recipe=hpdval -p dataset=voc_lt_train.txt -p test=voc_lt_test.txt -p root=DIR``.
+    Not yet run on VOC-LT or COCO-LT: no result is claimed.
     """
     return Experiment(
         name="hpdval",
@@ -52,7 +53,7 @@ def hpdval() -> Experiment:
 
 
 def paper() -> Experiment:
-    """HP-DVAL as the paper prints it (section IV-A): 20 + 10 epochs at batch 32, contexts from N(0, 0.02).
+    """HP-DVAL as the paper prints it (section IV-A): DB* (eq. 14-15), 20 + 10 epochs at batch 32, contexts N(0, 0.02).
 
     Published (Table I, l2 read-out, best epoch on test): 93.06 VOC-LT, 76.19 COCO-LT total mAP.  The embedding head and
     the ImageNet student of the paper are not part of this recipe yet; student and projection are CLIP's.
@@ -63,15 +64,16 @@ def paper() -> Experiment:
         clip="ViT-B-16-quickgelu",
         pretrained="openai",
         score=ScoreConfig(reading="paper", alpha=0.4),
-        stage1=Stage1Config(lr=1e-5, epochs=20),
-        stage2=Stage2Config(lr=5e-6, epochs=10, init="normal"),
+        stage1=Stage1Config(lr=1e-5, epochs=20, loss=LossConfig(name="db_star")),
+        stage2=Stage2Config(lr=5e-6, epochs=10, init="normal", loss=LossConfig(name="db_star")),
     )
 
 
 def released() -> Experiment:
     """What the authors' released code does where that differs: l2 read-out, alpha on the local branch, EMA, one-cycle.
 
-    The released long-tail script selects its epoch on the test set; this recipe does not and reports the last epoch.
+    The released long-tail script selects its epoch on the test set, trains the text tower along and does not normalise
+    its images; this recipe does none of the three (the last epoch is reported).
     Its focal factor is one number per batch (``focal="scalar"``), with positives scaled by 10 in stage 1 only.
     """
     scalar = LossConfig(name="db", focal="scalar")
@@ -89,6 +91,8 @@ def released() -> Experiment:
             schedule="one-cycle",
             ema_decay=0.998,
             loss=replace(scalar, pos_scale=10.0),
+            kd_weight=0.0,  # teacher and student are one there, so its distillation is about 0
+            augment=AugmentConfig(flip=False),
             scale=1.0,  # the released scores go into the loss as they are
             bias=0.0,
             scale_lr=0.0,
@@ -125,7 +129,8 @@ DATASET_LOSS: dict[str, Callable[[LossConfig], LossConfig]] = {"coco-lt": coco_l
 
 def for_dataset(experiment: Experiment, dataset: str) -> Experiment:
     """Return ``experiment`` on ``dataset`` with the loss constants that belong to it (VOC-LT's if unknown)."""
-    adapt = DATASET_LOSS.get(dataset, lambda loss: loss)
+    name = Path(dataset).stem.lower().replace("_", "-").removesuffix("-train")  # coco_lt_train.txt is coco-lt
+    adapt = DATASET_LOSS.get(name, lambda loss: loss)
     stage1 = replace(experiment.stage1, loss=adapt(experiment.stage1.loss))
     stage2 = replace(experiment.stage2, loss=adapt(experiment.stage2.loss))
     return replace(experiment, dataset=dataset, stage1=stage1, stage2=stage2)

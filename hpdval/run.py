@@ -11,6 +11,7 @@ manifest.json       written last: status, code, packages, hardware, seeds, wall 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -32,6 +34,8 @@ from hpdval.files import atomic_write, digest, read_json, sha256_file, write_jso
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn", "pillow", "safetensors")
 # what the notebook runner still writes or holds when the manifest is written
 NOT_LISTED = {"run.lock", "manifest.json", "notebook.json", "notebook.lock", "partial.ipynb", "executed.ipynb"}
+
+_OPEN: WeakValueDictionary[Path, Run] = WeakValueDictionary()  # the runs this process holds
 
 
 class Run:
@@ -60,6 +64,8 @@ class Run:
         self.key = digest(kind, self.config, self.inputs, hpdval.__version__)
         self._began = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if earlier := _OPEN.get(self.folder):  # a notebook cell that is run again takes its folder over
+            earlier.close()
         self._lock = FileLock(self.folder / "run.lock")
         try:
             self._lock.acquire(timeout=0)  # the operating system frees it when a process dies, so no lock goes stale
@@ -70,8 +76,9 @@ class Run:
         try:
             self._claim()
         except BaseException:
-            self.close()
+            self._lock.release()
             raise
+        _OPEN[self.folder] = self
 
     def _claim(self) -> None:
         for stale in self.folder.glob(".*.tmp"):
@@ -110,7 +117,7 @@ class Run:
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def log(self, **record: Any) -> None:
-        """Append one record to ``metrics.jsonl``; it is on disk when this returns."""
+        """Append one record to ``metrics.jsonl``, where another process can read it at once."""
         line = json.dumps(record, allow_nan=False)
         with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -121,8 +128,8 @@ class Run:
         return read_metrics(self.folder)
 
     def forget_metrics(self, stage: str, after_step: int) -> None:
-        """Drop records of ``stage`` later than ``after_step``: what a resumed run is about to repeat."""
-        kept = [r for r in self.metrics() if r.get("stage") != stage or r.get("step", 0) <= after_step]
+        """Drop records of ``stage`` later than ``after_step``, and closing ones: what a resumed run will repeat."""
+        kept = [r for r in self.metrics() if r.get("stage") != stage or r.get("step", math.inf) <= after_step]
         with atomic_write(self.path("metrics.jsonl"), "w") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
 
@@ -165,13 +172,20 @@ class Run:
             "hardware": hardware(),
             "started": started,
             "finished": time.time(),
-            "wall_seconds": round(time.time() - self._began, 3),
+            "wall_seconds": self._elapsed(),
             "files": {str(p.relative_to(self.folder)): sha256_file(p) for p in files if not p.name.endswith(".tmp")},
         }
 
     def close(self) -> None:
         """Release the folder; an unfinished run stays resumable."""
+        if self._lock.is_locked and not self.path("manifest.json").exists():
+            start = read_json(self.path("run.json"))
+            write_json(self.path("run.json"), {**start, "elapsed": self._elapsed()})
         self._lock.release()
+
+    def _elapsed(self) -> float:
+        """Seconds of this and of earlier attempts; what a killed process took is not known."""
+        return round(float(read_json(self.path("run.json")).get("elapsed", 0.0)) + time.time() - self._began, 3)
 
     def __enter__(self) -> Run:
         return self

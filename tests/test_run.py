@@ -66,6 +66,15 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_recovered(tmp_path:
     start(tmp_path).close()
 
 
+def test_a_notebook_cell_that_is_run_again_takes_its_folder_over(tmp_path: Path) -> None:
+    first = start(tmp_path, lr=1)
+    first.log(stage="s", step=1)
+    second = start(tmp_path, lr=1)
+    assert [record["step"] for record in second.metrics()] == [1]
+    second.finish({})
+    assert read_manifest(tmp_path)["wall_seconds"] >= 0
+
+
 def test_metrics_survive_a_line_cut_off_by_a_crash(tmp_path: Path) -> None:
     with start(tmp_path) as run:
         for step in (1, 2, 3):

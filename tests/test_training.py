@@ -24,7 +24,7 @@ from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import Run, read_metrics, read_predictions
-from hpdval.training.loop import Batch, Plan, Task, fit
+from hpdval.training.loop import Batch, Plan, Task, Trainer, fit
 from hpdval.training.optim import MovingAverage, lr_factor, parameter_groups
 from hpdval.training.stage1 import DualViewAlignment, distillation_loss, train_stage1
 from hpdval.training.stage2 import train_stage2
@@ -172,7 +172,50 @@ def test_a_non_finite_loss_makes_no_update_and_names_the_images(tmp_path: Path) 
     assert len(read_metrics(tmp_path)) == 3  # the three updates before it
 
 
-def test_validation_keeps_the_best_epoch(tmp_path: Path) -> None:
+class Spiked(Line):
+    """A loss that is finite while its gradient is not: the root of zero."""
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        spike = torch.sqrt(0.0 * self.layer.bias.sum()) if "image 5" in batch["ids"] else torch.zeros(())
+        return {**super().losses(batch), "spike": spike}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_non_finite_gradient_makes_no_update_either(tmp_path: Path, accumulate: int) -> None:
+    task, config = Spiked(), TrainingConfig(epochs=1, batch_size=2, accumulate=accumulate)
+    with Run(tmp_path, kind="line", config={}) as run, pytest.raises(NonFiniteLossError, match="gradient.*image 5"):
+        fit(task, LineBatches(10), config, run, stage="line", n_images=10, seed=3, show=False)
+    assert torch.isfinite(task.layer.weight).all()
+    assert torch.isfinite(task.layer.bias).all()
+
+
+def test_moments_return_to_their_own_parameters(tmp_path: Path) -> None:
+    """A parameter that never had a gradient has no moments, and must not shift those of the others."""
+
+    def made() -> Line:
+        task = Line()
+        task.unused = torch.nn.Parameter(torch.zeros(1, 1))
+        task.layer.weight, task.unused = task.unused, task.layer.weight  # the unused one is now the layer's
+        task.layer.forward = lambda x: x * task.unused + task.layer.bias  # type: ignore[method-assign]
+        return task
+
+    config = TrainingConfig(epochs=1, batch_size=4)
+    with Run(tmp_path, kind="line", config={}) as run:
+        plan = Plan(10, 4, 1, 1, 0)
+        first = Trainer(made(), config, plan, run, "line")
+        for batch in LineBatches(10)(plan.micro_batches(0), 0):
+            first.step([batch])
+        first.save()
+        second = Trainer(made(), config, plan, run, "line")
+        second.resume()
+    for name, parameter in second.named.items():
+        before, after = first.optimizer.state[first.named[name]], second.optimizer.state[parameter]
+        assert before.keys() == after.keys(), name
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_validation_keeps_the_best_epoch_where_asked(tmp_path: Path, keep_best: bool) -> None:
     values = iter([10.0, 30.0, 20.0])
     seen: list[float] = []
     task = Line()
@@ -191,9 +234,10 @@ def test_validation_keeps_the_best_epoch(tmp_path: Path) -> None:
             n_images=10,
             seed=3,
             validate=validate,
+            keep_best=keep_best,
             show=False,
         )
-    assert task.layer.weight.item() == seen[1]
+    assert task.layer.weight.item() == seen[1 if keep_best else 2]
     assert [r["val_map"] for r in read_metrics(tmp_path) if "val_map" in r] == [10.0, 30.0, 20.0]
 
 
@@ -303,16 +347,14 @@ def test_teacher_is_separate_so_distillation_starts_at_zero_and_grows(colours: D
     import copy
 
     from hpdval.models.prompts import hand_crafted
-    from hpdval.scoring import zero_shot_scorer
     from hpdval.training.objective import starting_objective
 
     experiment = recipe()
     student = copy.deepcopy(clip)
     text = hand_crafted(student, CLASSES)
     images = np.stack([colours.train.image(i) for i in range(8)])
-    objective = starting_objective(
-        experiment.stage1, experiment.score, colours, zero_shot_scorer(clip, CLASSES), images
-    )
+    stored = np.stack([colours.train.image(i) for i in range(len(colours.train))])
+    objective = starting_objective(experiment.stage1, experiment, colours, clip, text, stored)
     task = DualViewAlignment(student, text, objective, experiment)
     batch = {
         "images": torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -351,6 +393,61 @@ def test_the_other_prompt_set_stays_hand_crafted(tmp_path: Path, colours: Datase
     fixed = hand_crafted(clip, CLASSES)
     assert torch.equal(scorer.text_global, fixed) is (prompts == "local")
     assert torch.equal(scorer.text_local, fixed) is (prompts == "global")
+
+
+@pytest.mark.parametrize(("selection", "best"), [("last", False), ("validation", True)])
+def test_the_selection_rule_is_followed_and_recorded(
+    tmp_path: Path, colours: Dataset, clip: Clip, selection: str, best: bool
+) -> None:
+    held_out = replace(colours, train=colours.train.subset(range(40)), val=colours.train.subset(range(40, 60)))
+    values = {"stage1.epochs": 4, "stage1.lr": 5e-3, "stage1.schedule": "constant", "stage1.ema_decay": 0.5}
+    experiment = recipe(**values, selection=selection, val=0.3)
+    scorer = train_stage1(held_out, experiment, run=tmp_path, clip=clip, show=False)
+    curve = [record["val_map"] for record in read_metrics(tmp_path) if "val_map" in record]
+    assert len(curve) == 4
+    assert len(set(curve)) > 1
+    found = hpdval.evaluate(scorer.score(held_out.val, show=False), held_out.val.targets, held_out.class_counts).total
+    assert found == pytest.approx(max(curve) if best else curve[-1])
+    assert json.loads((tmp_path / "result.json").read_text())["selection"] == (
+        "best epoch on validation" if best else "none (last epoch)"
+    )
+
+
+def test_stage2_follows_the_data_sets_classes_not_those_of_its_start(
+    tmp_path: Path, colours: Dataset, clip: Clip
+) -> None:
+    from hpdval.scoring import zero_shot_scorer
+
+    experiment = recipe(**{"stage2.epochs": 1})
+    usual = train_stage2(colours, experiment, run=tmp_path / "a", start=zero_shot_scorer(clip, CLASSES), show=False)
+    turned = zero_shot_scorer(clip, CLASSES[::-1])
+    other = train_stage2(colours, experiment, run=tmp_path / "b", start=turned, show=False)
+    assert other.classes == CLASSES
+    assert torch.equal(other.text_global, usual.text_global)
+
+
+def test_a_changed_encoder_is_written_and_never_linked(tmp_path: Path, clip: Clip) -> None:
+    from hpdval.scoring import Scorer, zero_shot_scorer
+
+    zero_shot_scorer(clip, CLASSES).save(tmp_path / "a")
+    scorer = Scorer.load(tmp_path / "a")
+    scorer.save(tmp_path / "b")
+    assert (tmp_path / "a" / "clip.safetensors").samefile(tmp_path / "b" / "clip.safetensors")
+    with torch.no_grad():
+        scorer.clip.visual.conv1.weight.add_(1.0)
+    scorer.save(tmp_path / "c")
+    assert not (tmp_path / "a" / "clip.safetensors").samefile(tmp_path / "c" / "clip.safetensors")
+    assert torch.equal(Scorer.load(tmp_path / "c").clip.visual.conv1.weight, scorer.clip.visual.conv1.weight)
+
+
+def test_zero_shot_is_the_global_view_in_either_reading(colours: Dataset, clip: Clip) -> None:
+    paper = hpdval.zero_shot(clip, colours.test, CLASSES, show=False)
+    released = hpdval.zero_shot(clip, colours.test, CLASSES, reading="released", show=False)
+    assert np.abs(paper - hpdval.zero_shot(clip, colours.test, CLASSES, alpha=1.0, show=False)).max() == 0
+    local = hpdval.zero_shot(clip, colours.test, CLASSES, alpha=1.0, reading="released", show=False)
+    assert np.abs(released - local).max() > 1e-3
+    rows = released / np.linalg.norm(released, axis=1, keepdims=True)
+    assert np.allclose(rows, released, atol=1e-5), "the released reading normalises over classes"
 
 
 def test_same_seed_same_bits_and_another_seed_differs(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
@@ -398,6 +495,18 @@ KILLED = """
             os.kill(os.getpid(), 9)
         return step(self, batches)
     loop.Trainer.step = counted
+    settle = loop._settle
+    def last(trainer):
+        if kill_at == 999:
+            os.kill(os.getpid(), 9)
+        settle(trainer)
+    loop._settle = last
+    finish = loop.Run.finish
+    def finished(self, result=None):
+        if kill_at == 1000:  # model, predictions and closing records are written, the manifest is not
+            os.kill(os.getpid(), 9)
+        finish(self, result)
+    loop.Run.finish = finished
     train, test = coloured(60, 1), coloured(40, 2)
     data = Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test,
                    class_counts=train.targets.sum(0).astype(np.int64))
@@ -410,7 +519,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize(("stage", "kill_at"), [("stage1", 3), ("stage2", 2)])
+@pytest.mark.parametrize(("stage", "kill_at"), [("stage1", 3), ("stage2", 2), ("stage2", 999), ("stage2", 1000)])
 def test_killed_in_mid_training_the_resumed_run_is_bit_identical(tmp_path: Path, stage: str, kill_at: int) -> None:
     hashes = []
     for name, kills in (("whole", ()), ("killed", (kill_at,))):

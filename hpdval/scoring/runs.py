@@ -18,6 +18,9 @@ from hpdval.metrics import Evaluation, evaluate
 from hpdval.run import Run, read_manifest, read_predictions
 from hpdval.scoring.scorer import Scorer
 
+TRAINED = ("stage1", "stage2")
+SELECTION = {"last": "none (last epoch)", "validation": "best epoch on validation"}
+
 
 def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
     """Return the scorer of a finished run; its files are checked against the manifest.
@@ -59,6 +62,7 @@ def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[
         "pixels": pixels,
         "weights": start.clip.fingerprint,
         "start": start.method,
+        "device": start.clip.device.type,
     }
 
 
@@ -79,7 +83,7 @@ def score_run(
         readout=experiment.readout,
         classes=dataset.classes,
         protocol=f"{dataset.name} test, {len(dataset.test)} images",
-        selection={"last": "last epoch", "validation": "best epoch on validation"}[experiment.selection],
+        selection=SELECTION[experiment.selection] if run.kind in TRAINED else "none (nothing is trained)",
     )
     if not run.finished:
         scorer.save(run.folder)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from hpdval.checkpoint import load_tensors, save_tensors
 from hpdval.config import ScoreConfig
@@ -26,6 +27,7 @@ from hpdval.models.numeric import autocast, resolve_device
 from hpdval.models.prompts import TEMPLATE, hand_crafted
 from hpdval.progress import progress
 
+GLOBAL_ALPHA = {"paper": 1.0, "released": 0.0}  # the global view alone, in either reading
 RESIZE_MODES = {"shortest": "crop", "squash": "squash"}  # open_clip's names, and the store's
 
 
@@ -74,6 +76,31 @@ def encode_split(clip: Clip, split: Split, *, resize: str | None = None, **optio
     return ImageFeatures(torch.cat([part.cls for part in parts]), torch.cat([part.patches for part in parts]))
 
 
+@dataclass(frozen=True)
+class SavedClip:
+    """A file of weights, which weights they are, and how to see that the file was not replaced since."""
+
+    path: Path
+    weights_sha256: str
+    identity: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path, clip: Clip) -> SavedClip:
+        """Return the record of ``path``, which holds ``clip``'s weights."""
+        return cls(path, clip.weights_sha256, _identity(path))
+
+    def still_holds(self, clip: Clip) -> bool:
+        """Whether the file is the one that was seen, and ``clip`` still has its weights."""
+        return (
+            self.path.exists() and _identity(self.path) == self.identity and clip.weights_sha256 == self.weights_sha256
+        )
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class Scorer:
     """Images in, scores (N, C) out: what every method returns and every report reads.
 
@@ -93,6 +120,7 @@ class Scorer:
         template: str = TEMPLATE,
         contexts: Mapping[str, torch.Tensor] | None = None,
         method: str = "",
+        precision: str = "auto",
     ) -> None:
         self.clip = clip
         self.classes = tuple(classes)
@@ -103,11 +131,12 @@ class Scorer:
         self.template = template
         self.contexts = {name: value.detach() for name, value in (contexts or {}).items()}
         self.method = method
-        self._clip_file: Path | None = None  # the saved weights this scorer was loaded from, for a hard link
+        self.precision = precision
+        self._saved: SavedClip | None = None  # the file that holds these very weights, for a hard link
 
     def share_clip_of(self, other: Scorer) -> None:
         """Say that the encoders are ``other``'s, untouched: saving then links its file instead of writing another."""
-        self._clip_file = other._clip_file
+        self._saved = other._saved
 
     @torch.no_grad()
     def score_features(self, features: ImageFeatures) -> torch.Tensor:
@@ -123,7 +152,8 @@ class Scorer:
 
     def score_array(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Return (N, C) float32 scores of images (N, S, S, 3) uint8 that are already resized."""
-        parts = [self.score_features(f).cpu() for f in encode(self.clip, images, description="scoring", **options)]
+        options = {"precision": self.precision, "description": "scoring", **options}
+        parts = [self.score_features(features).cpu() for features in encode(self.clip, images, **options)]
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.classes)), np.float32)
 
     def score(self, split: Split, **options: Any) -> np.ndarray:
@@ -145,18 +175,18 @@ class Scorer:
         """Write the whole model to ``folder``: ``clip.json`` and ``clip.safetensors`` load in open_clip, too."""
         folder = Path(folder)
         write_json(folder / "clip.json", self.clip.config)
-        _link_or_write(self._clip_file, folder / "clip.safetensors", self.clip)
+        self._saved = _link_or_write(self._saved, folder / "clip.safetensors", self.clip)
         state = {
             "classes": self.classes,
             "score": asdict(self.score_config),
             "resize": self.resize,
             "template": self.template,
             "method": self.method,
+            "precision": self.precision,
         }
         tensors = {"text_global": self.text_global, "text_local": self.text_local}
         tensors |= {f"context.{name}": value for name, value in self.contexts.items()}
         save_tensors(folder / "model.safetensors", tensors, state)
-        self._clip_file = folder / "clip.safetensors"
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Scorer:
@@ -176,27 +206,27 @@ class Scorer:
             template=state["template"],
             contexts={name.removeprefix("context."): t for name, t in tensors.items() if name.startswith("context.")},
             method=state["method"],
+            precision=state["precision"],
         )
-        scorer._clip_file = folder / "clip.safetensors"
+        scorer._saved = SavedClip.of(folder / "clip.safetensors", clip)
         return scorer
 
 
-def _link_or_write(source: Path | None, target: Path, clip: Clip) -> None:
+def _link_or_write(saved: SavedClip | None, target: Path, clip: Clip) -> SavedClip:
     """A stage that leaves the encoders alone shares their file: a hard link costs no disk."""
-    if source is not None and source.exists():
-        if source.resolve() == target.resolve():
-            return
+    if saved is not None and saved.still_holds(clip):
+        if saved.path.resolve() == target.resolve():
+            return saved
         try:
             target.unlink(missing_ok=True)
-            os.link(source, target)
-            return
+            os.link(saved.path, target)
+            return SavedClip.of(target, clip)
         except OSError:  # another file system
             pass
-    from safetensors.torch import save
-
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in clip.model.state_dict().items()}
     with atomic_write(target) as file:
         file.write(save(tensors))
+    return SavedClip.of(target, clip)
 
 
 def zero_shot(
@@ -205,7 +235,7 @@ def zero_shot(
     classes: Sequence[str],
     *,
     template: str = TEMPLATE,
-    alpha: float = 1.0,
+    alpha: float | None = None,
     k: int | float = 32 / 196,
     reading: str = "paper",
     resize: str | None = None,
@@ -213,12 +243,11 @@ def zero_shot(
 ) -> np.ndarray:
     """Return zero-shot scores (N, C) float32 of a split: cosines with the hand-crafted prompts of the classes.
 
-    The default ``alpha=1`` is CLIP's own global view; a smaller one mixes in the mean of the k best patches
-    (HP-DVAL eq. 4-6).
+    By default CLIP's own global view; an ``alpha``, which weighs the view that ``reading`` says, mixes in the mean of
+    the k best patches (HP-DVAL eq. 4-6).
     """
-    return zero_shot_scorer(
-        clip, classes, template=template, score=ScoreConfig(alpha=alpha, k=k, reading=reading), resize=resize
-    ).score(split, **options)
+    score = ScoreConfig(alpha=GLOBAL_ALPHA.get(reading, 1.0) if alpha is None else alpha, k=k, reading=reading)
+    return zero_shot_scorer(clip, classes, template=template, score=score, resize=resize).score(split, **options)
 
 
 def zero_shot_scorer(

@@ -6,6 +6,7 @@ repeats nothing and skips nothing: on a CPU its weights are bit-identical to tho
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -99,7 +100,9 @@ def _stop_on_signals() -> Iterator[list[int]]:
 class Trainer:
     """State of one training: the task's trainable tensors, AdamW, the moving average, and where it stands."""
 
-    def __init__(self, task: Task, config: TrainingConfig, plan: Plan, run: Run, stage: str) -> None:
+    def __init__(
+        self, task: Task, config: TrainingConfig, plan: Plan, run: Run, stage: str, *, keep_best: bool = False
+    ) -> None:
         self.task, self.config, self.plan, self.run, self.stage = task, config, plan, run, stage
         self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
         groups = task.parameter_groups()
@@ -107,6 +110,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups)
         self.ema = MovingAverage(self.named.values(), config.ema_decay) if config.ema_decay else None
         self.update = 0
+        self.keep_best = keep_best
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, torch.Tensor] = {}
         self.path = run.path(f"checkpoint-{stage}.safetensors")
@@ -116,16 +120,16 @@ class Trainer:
     def save(self) -> None:
         """Write everything that a continuation needs."""
         tensors: dict[str, torch.Tensor] = {f"task.{name}": p for name, p in self.named.items()}
-        for index, (_, state) in enumerate(self._optimizer_state()):
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        for index, parameter in enumerate(self._parameters()):  # all are counted, also those without a state yet
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
         if self.ema is not None:
             tensors |= {f"ema.{i}": value for i, value in enumerate(self.ema.average)}
         tensors |= {f"best.{name}": value for name, value in self.best_tensors.items()}
         save_checkpoint(self.path, tensors, {"key": self.run.key, "update": self.update, "best": self.best})
 
-    def _optimizer_state(self) -> list[tuple[nn.Parameter, dict[str, torch.Tensor]]]:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return [(p, self.optimizer.state[p]) for p in parameters if p in self.optimizer.state]
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
     def resume(self) -> None:
@@ -139,7 +143,7 @@ class Trainer:
             raise RunError(f"{self.path} belongs to another run; delete the folder or choose another")
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"task.{name}"])
-        for index, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
+        for index, parameter in enumerate(self._parameters()):
             prefix = f"optimizer.{index}."
             moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             if moments:  # AdamW keeps its step counter on the CPU
@@ -191,8 +195,12 @@ class Trainer:
             (total / len(batches)).backward()
             for name, value in {**losses, "loss": total}.items():
                 record[name] = record.get(name, 0.0) + float(value.detach()) / len(batches)
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm or math.inf)
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(
+                f"{self.stage}: the gradient is not finite at update {self.update}, no update was made; lower "
+                f"{self.stage}.lr or look at the images {', '.join(str(i) for b in batches for i in b['ids'])}"
+            )
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
@@ -210,13 +218,15 @@ def fit(
     n_images: int,
     seed: int,
     validate: Callable[[], float] | None = None,
+    keep_best: bool = False,
     show: bool = True,
 ) -> None:
     """Train ``task`` in place for ``config.epochs`` epochs, continuing from the run's checkpoint where there is one.
 
     Args:
         batches: yields, for arrays of image indices and an epoch, dictionaries with ``ids`` and what the task needs.
-        validate: returns the validation mAP in percent; given, it is logged each epoch and the best epoch is kept.
+        validate: returns the validation mAP in percent, which is logged after each epoch.
+        keep_best: leave the epoch with the best validation mAP in the task, not the last one.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
@@ -224,7 +234,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C came; a checkpoint was saved.
     """
     plan = Plan(n_images, config.batch_size, config.accumulate, config.epochs, seed)
-    trainer = Trainer(task, config, plan, run, stage)
+    trainer = Trainer(task, config, plan, run, stage, keep_best=keep_best)
     trainer.resume()
     updates = range(trainer.update, plan.updates)
     with _stop_on_signals() as received:
@@ -278,11 +288,11 @@ def _follow(
 
 
 def _validate(trainer: Trainer, validate: Callable[[], float], epoch: int) -> None:
-    """Log the validation mAP and keep the weights of the best epoch (of the moving average, where one is kept)."""
+    """Log the validation mAP, and keep the weights of the best epoch where that is asked for."""
     with trainer.averaged():
         value = validate()
         trainer.run.log(stage=trainer.stage, step=trainer.update, epoch=epoch, val_map=value)
-        if value > trainer.best.get("val_map", float("-inf")):
+        if trainer.keep_best and value > trainer.best.get("val_map", float("-inf")):
             trainer.best = {"val_map": value, "epoch": epoch}
             trainer.best_tensors = {name: p.detach().cpu().clone() for name, p in trainer.named.items()}
 

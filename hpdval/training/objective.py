@@ -13,7 +13,7 @@ from hpdval.config import Experiment, ScoreConfig, TrainingConfig
 from hpdval.data.dataset import Dataset
 from hpdval.losses import build_loss
 from hpdval.metrics import evaluate
-from hpdval.models import ImageFeatures
+from hpdval.models import Clip, ImageFeatures
 from hpdval.models.dual_view import LogitScale, dual_view_scores
 from hpdval.scoring import Scorer
 
@@ -58,7 +58,12 @@ class Objective(nn.Module):
 
 
 def starting_objective(
-    config: TrainingConfig, score: ScoreConfig, dataset: Dataset, start: Scorer, images: np.ndarray | ImageFeatures
+    config: TrainingConfig,
+    experiment: Experiment,
+    dataset: Dataset,
+    clip: Clip,
+    text: torch.Tensor,
+    images: np.ndarray | ImageFeatures,
 ) -> Objective:
     """Return the objective; its bias, where the config leaves it open, fits the starting scores of training images.
 
@@ -66,19 +71,21 @@ def starting_objective(
     updates would bend encoder or prompts only to mend that.
 
     Args:
+        config: of the stage.
+        text: T_H (C, D).
         images: the training images as the store keeps them (N, S, S, 3), or their features; a sample is used.
     """
-    counts = torch.from_numpy(dataset.train.targets.sum(0).astype(np.int64))
-    objective = Objective(config, score, counts, len(dataset.train))
+    targets = dataset.train.targets
+    objective = Objective(config, experiment.score, torch.from_numpy(targets.sum(0).astype(np.int64)), len(targets))
     if config.bias is None:
-        fixed = Scorer(start.clip, dataset.classes, start.text_global, start.text_local, score=score)
+        sample = np.sort(np.random.default_rng(experiment.seed).permutation(len(targets))[:FIT_IMAGES])
+        fixed = Scorer(clip, dataset.classes, text, score=experiment.score, precision=config.precision)
         if isinstance(images, ImageFeatures):
-            sample = ImageFeatures(images.cls[:FIT_IMAGES], images.patches[:FIT_IMAGES])
-            scores = fixed.score_features(sample).cpu()
+            scores = fixed.score_features(ImageFeatures(images.cls[sample], images.patches[sample])).cpu()
         else:
-            scores = torch.from_numpy(fixed.score_array(images[:FIT_IMAGES], show=False))
-        objective.fit_bias(scores, torch.from_numpy(dataset.train.targets[: len(scores)]))
-    return objective
+            scores = torch.from_numpy(fixed.score_array(images[sample], show=False))
+        objective.fit_bias(scores, torch.from_numpy(targets[sample]))
+    return objective.to(text.device)
 
 
 def validation_map(

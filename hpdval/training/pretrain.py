@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from hpdval.assets import asset_path
 from hpdval.data.scenes.world import NAMES, TEMPLATES, caption, stream_scene
-from hpdval.files import atomic_write, read_json, sha256_file
+from hpdval.files import atomic_write, read_json, sha256_file, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clip = pretrain(config, device=device)
     note = {"format": "pt", "config": json.dumps(vars(config)), "torch": str(torch.__version__), "device": device}
     digest = save_clip(clip, out / "scenes_clip.safetensors", note)
+    write_json(out / "scenes_clip.json", read_json(asset_path("scenes_clip.json")))
     size = os.path.getsize(out / "scenes_clip.safetensors") / 2**20
     print(f"{out / 'scenes_clip.safetensors'}: {size:.1f} MiB, sha256 {digest}, {time.monotonic() - start:.0f} s")
 

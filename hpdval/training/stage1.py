@@ -76,25 +76,25 @@ class DualViewAlignment(Task):
 class _Views(TorchDataset[Any]):
     """Augmented views of one epoch; a view depends on (seed, epoch, image) and on nothing else."""
 
-    def __init__(self, images: np.ndarray, epoch: int, seed: int, config: AugmentConfig) -> None:
-        self.images, self.epoch, self.seed, self.config = images, epoch, seed, config
+    def __init__(self, store: ImageStore, epoch: int, seed: int, config: AugmentConfig) -> None:
+        self.store, self.epoch, self.seed, self.config = store, epoch, seed, config
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)  # (3, S, S)
+        image = torch.from_numpy(np.array(self.store.images[index])).permute(2, 0, 1)  # (3, S, S)
         return augment(image, seed=self.seed, epoch=self.epoch, index=int(index), config=self.config)
 
 
 class ViewBatches:
     """Batches of augmented views, their targets (B, C) float32 and ids."""
 
-    def __init__(self, images: np.ndarray, dataset: Dataset, experiment: Experiment) -> None:
-        self.images, self.train, self.experiment = images, dataset.train, experiment
+    def __init__(self, store: ImageStore, dataset: Dataset, experiment: Experiment) -> None:
+        self.store, self.train, self.experiment = store, dataset.train, experiment
         self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices."""
         config = self.experiment.stage1
-        views = _Views(self.images, epoch, self.experiment.seed, config.augment)
+        views = _Views(self.store, epoch, self.experiment.seed, config.augment)
         lists = [batch.tolist() for batch in indices]
         loader = DataLoader(views, batch_sampler=lists, num_workers=config.workers)  # type: ignore[arg-type]
         for batch, images in zip(indices, loader, strict=True):
@@ -116,7 +116,8 @@ def train_stage1(
         experiment: a recipe's name or an experiment.
         run: a folder, which is then trained, evaluated on the test split and finished (and merely loaded when it
             already is), or an open :class:`Run`, which the caller finishes.
-        clip: the model to start from, which is left as it was; by default what the experiment names.
+        clip: the model to start from; its weights are left as they were, but it is moved to the device.  By default
+            what the experiment names.
 
     Raises:
         RunError: the folder is in use or holds another run.
@@ -131,8 +132,8 @@ def train_stage1(
 def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, show: bool) -> Scorer:
     clip = copy.deepcopy(start.clip)
     text = hand_crafted(clip, dataset.classes, experiment.template)
-    images = ImageStore.open(dataset.train, clip.image_size, mode=experiment.resize).images
-    objective = starting_objective(experiment.stage1, experiment.score, dataset, start, images).to(text.device)
+    store = ImageStore.open(dataset.train, clip.image_size, mode=experiment.resize)
+    objective = starting_objective(experiment.stage1, experiment, dataset, clip, text, store.images)
     task = DualViewAlignment(clip, text, objective, experiment)
 
     def scorer() -> Scorer:
@@ -144,17 +145,19 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
             resize=experiment.resize,
             template=experiment.template,
             method="stage 1",
+            precision=experiment.stage1.precision,
         )
 
     fit(
         task,
-        ViewBatches(images, dataset, experiment),
+        ViewBatches(store, dataset, experiment),
         experiment.stage1,
         run,
         stage="stage1",
         n_images=len(dataset.train),
         seed=experiment.seed,
         validate=validation_map(dataset, experiment, scorer),
+        keep_best=experiment.selection == "validation",
         show=show,
     )
     run.log(stage="stage1", **objective.record())

@@ -14,7 +14,7 @@ import torch
 
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
-from hpdval.models import ImageFeatures
+from hpdval.models import Clip, ImageFeatures
 from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.run import Run
 from hpdval.scoring import Scorer, encode_split
@@ -38,16 +38,18 @@ class PromptTuning(Task):
 
     text: torch.Tensor  # T_H (C, D)
 
-    def __init__(self, start: Scorer, text: torch.Tensor, objective: Objective, experiment: Experiment) -> None:
+    def __init__(
+        self, clip: Clip, classes: Sequence[str], text: torch.Tensor, objective: Objective, experiment: Experiment
+    ) -> None:
         super().__init__()
         config = self.config = experiment.stage2
-        self.encoder = start.clip.requires_grad_(False)
+        self.encoder = clip.requires_grad_(False)
         self.objective = objective
         self.register_buffer("text", text)
         learned = SETS if config.prompts == "both" else (config.prompts,)
         self.prompts = HierarchicalPrompts(
-            start.clip,
-            start.classes,
+            clip,
+            classes,
             tokens=config.contexts,
             init=config.init,
             seed=experiment.seed,
@@ -104,7 +106,8 @@ def train_stage2(
         experiment: a recipe's name or an experiment.
         run: a folder, which is then trained, evaluated on the test split and finished (and merely loaded when it
             already is), or an open :class:`Run`, which the caller finishes.
-        start: the scorer of stage 1, or the folder of its run; None starts from CLIP as the experiment names it.
+        start: the scorer of stage 1, or the folder of its run; None starts from CLIP as the experiment names it.  Its
+            encoders are frozen and moved to the device; its classes and texts do not matter here.
 
     Raises:
         RunError: the folder is in use or holds another run, or ``start`` is not a finished run.
@@ -120,8 +123,8 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
     config = experiment.stage2
     text = hand_crafted(start.clip, dataset.classes, experiment.template)
     features = encode_split(start.clip, dataset.train, resize=experiment.resize, precision=config.precision, show=show)
-    objective = starting_objective(config, experiment.score, dataset, start, features).to(text.device)
-    task = PromptTuning(start, text, objective, experiment)
+    objective = starting_objective(config, experiment, dataset, start.clip, text, features)
+    task = PromptTuning(start.clip, dataset.classes, text, objective, experiment)
 
     def scorer() -> Scorer:
         with torch.no_grad():
@@ -136,6 +139,7 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
             template=experiment.template,
             contexts=dict(task.prompts.contexts.items()),
             method="stage 2",
+            precision=config.precision,
         )
         result.share_clip_of(start)
         return result
@@ -149,6 +153,7 @@ def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, sh
         n_images=len(dataset.train),
         seed=experiment.seed,
         validate=validation_map(dataset, experiment, scorer),
+        keep_best=experiment.selection == "validation",
         show=show,
     )
     run.log(stage="stage2", **objective.record(), context_shift=task.prompts.moved())
