@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,9 +102,15 @@ def check_parameters(notebook: str | os.PathLike[str], given: Mapping[str, Any])
     if extra:
         values["overrides"] = " ".join([values.get("overrides", defaults["overrides"]), *extra]).strip()
     merged = {**defaults, **values}
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(merged.get("device", "auto"))):
+        raise ConfigError(f"parameter device is {merged['device']!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    overrides = parse_overrides(merged.get("overrides", ""))
+    for name in overrides:
+        if name in defaults:
+            raise ConfigError(f"overrides names {name!r}, which is a parameter of {Path(notebook).name}; set it there")
     if "recipe" in merged:
         fixed = {name: v for name, v in merged.items() if name in fields and v != ""}
-        get_recipe(merged["recipe"], **{**fixed, **parse_overrides(merged.get("overrides", ""))})
+        get_recipe(merged["recipe"], **{**fixed, **overrides})
     return values
 
 

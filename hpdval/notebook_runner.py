@@ -31,6 +31,7 @@ from hpdval.files import digest, read_json, sha256_file, write_json
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 
 RECORD = "notebook.json"
+HASHED_BELOW = 64 * 2**20  # bytes
 
 
 @cache
@@ -42,12 +43,32 @@ def package_digest() -> str:
 
 
 def notebook_key(notebook: Path, values: Mapping[str, Any]) -> str:
-    """Return a digest of sources, parameters, package, and the manifests of run folders that parameters point to."""
+    """Return a digest of sources, parameters, package, and the files and finished runs that parameters point to.
+
+    A parameter points to a file by its path, from here or from the folder of ``dataset``, where a list of classes may
+    lie, too.  Of a folder, a finished run's manifest and weights in open_clip's layout count; pictures never do.
+    """
     cells = [[cell["cell_type"], "".join(cell["source"])] for cell in read_json(notebook)["cells"]]
     values = {name: value for name, value in values.items() if name != "run_dir"}
-    manifests = [Path(value) / "manifest.json" for value in values.values() if isinstance(value, str) and value]
-    inputs = [sha256_file(path) for path in manifests if path.is_file()]
-    return digest(cells, values, inputs, hpdval.__version__, package_digest())
+    given = {name: Path(value) for name, value in values.items() if isinstance(value, str) and value}
+    source = given.get("dataset", Path())
+    folders = [Path(), source if source.is_dir() else source.parent]
+    beside = [Path("classes.txt"), Path(f"{source.stem.split('_')[0]}_labels.txt")] if "dataset" in given else []
+    pointed = {folder / path for path in (*given.values(), *beside) for folder in folders}
+    files = [file for p in sorted(pointed) for file in (p, p / "manifest.json", *sorted(p.glob("open_clip_*")))]
+    inputs = [_fingerprint(file) for file in files]
+    return digest(cells, values, [known for known in inputs if known], hpdval.__version__, package_digest())
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Return what changes with the content of a file: its hash, or size and time where hashing would take long."""
+    try:
+        if not path.is_file():
+            return None
+        state = path.stat()
+        return sha256_file(path) if state.st_size < HASHED_BELOW else f"{state.st_size} {state.st_mtime_ns}"
+    except (OSError, ValueError):  # a text that is no path, or one that we may not read
+        return None
 
 
 def _status(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hpdval.errors import ConfigError, RunError
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 from hpdval.notebook_runner import run_notebook
 
-PARAMETERS = 'seed = 0\nrate = 0.5\nfast = False\nrecipe = "scenes"\noverrides = ""\nrun_dir = ""'
+PARAMETERS = 'seed = 0\nrate = 0.5\nfast = False\nrecipe = "scenes"\noverrides = ""\ndevice = "auto"\nrun_dir = ""'
 FINISH = """import json, pathlib, sys
 here = pathlib.Path(run_dir)
 (here / "result.json").write_text(json.dumps([seed, rate, fast, overrides, sys.executable]))
@@ -85,6 +85,9 @@ def test_strings_take_the_type_of_the_default(make: Callable[..., Path]) -> None
         ("stage1.lr", "-1", "lr is -1.0; it must be more than 0"),
         ("stage1.learning_rate", "1", "no field 'stage1.learning_rate'"),
         ("overrides", "stage1.lr", "is not name=value"),
+        ("overrides", "stage1.lr=1e-4 seed=3", "overrides names 'seed', which is a parameter"),
+        ("device", "gpu", "device is 'gpu'; use 'auto', 'cpu'"),
+        ("device", "cuda:x", "'cuda:N'"),
     ],
 )
 def test_wrong_names_types_and_ranges(make: Callable[..., Path], name: str, value: Any, message: str) -> None:
@@ -147,6 +150,38 @@ def test_done_then_skipped_then_stale(
         run_notebook(notebook, {"seed": 3, "stage1.lr": "1e-4"}, folder)
     run_notebook(notebook, {"seed": 3, "stage1.lr": "1e-4"}, folder, replace_stale=True)
     assert (folder / "starts").read_text() == "x"  # counted anew in an emptied folder
+
+
+def test_the_key_follows_the_files_that_parameters_point_to(make: Callable[..., Path], tmp_path: Path) -> None:
+    notebook = make()
+    names = ("photos/train.csv", "photos/test.csv", "photos/classes.txt", "clip.safetensors", "run/manifest.json")
+    names += ("layout/open_clip_model.safetensors",)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    values = {"dataset": str(tmp_path / "photos/train.csv"), "test": "test.csv", "clip": str(tmp_path / "layout")}
+    values |= {"pretrained": str(tmp_path / "clip.safetensors"), "stage1_run": str(tmp_path / "run")}
+    keys = {notebook_runner.notebook_key(notebook, values)}
+    for name in names:
+        (tmp_path / name).write_text(f"another {name}")
+        keys.add(notebook_runner.notebook_key(notebook, values))
+    assert len(keys) == 1 + len(names)
+    assert notebook_runner.notebook_key(notebook, {**values, "run_dir": "elsewhere"}) in keys
+    (tmp_path / "photos/a.jpg").write_text("a picture")  # what a list names is not looked at
+    assert notebook_runner.notebook_key(notebook, values) in keys
+
+
+def test_a_large_file_is_known_by_size_and_time(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook_runner, "HASHED_BELOW", 3)
+    monkeypatch.setattr(notebook_runner, "package_digest", lambda: "")  # hashes the package's own files
+    (tmp_path / "w.pt").write_text("large")
+    values = {"pretrained": str(tmp_path / "w.pt")}
+    first = notebook_runner.notebook_key(make(), values)
+    assert notebook_runner.notebook_key(make(), values) == first
+    os.utime(tmp_path / "w.pt", ns=(0, 1))
+    assert notebook_runner.notebook_key(make(), values) != first
 
 
 def test_a_failing_cell_is_named(make: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
