@@ -19,12 +19,19 @@ from hpdval.errors import ConfigError
 T = TypeVar("T")
 
 
-def number(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Any:
-    """Declare a numeric field with ``low <= value <= high`` and ``value > above``."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
+def number(
+    default: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Any:
+    """Declare a finite numeric field with ``low <= value <= high`` and ``above < value < below``."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "below": below})
 
 
-def choice(default: str, *allowed: str) -> Any:
+def choice(default: str | None, *allowed: str | None) -> Any:
     """Declare a string field that takes one of ``allowed``."""
     return field(default=default, metadata={"choices": allowed})
 
@@ -54,11 +61,12 @@ def _check(owner: str, name: str, value: Any, hint: Any, metadata: Mapping[str, 
     if choices and value not in choices:
         raise ConfigError(f"{owner}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and "low" in metadata:
-        low, high, above = metadata["low"], metadata["high"], metadata["above"]
-        if not (math.isfinite(value) and low <= value <= high and value > above):
+        low, high, above, below = (metadata[bound] for bound in ("low", "high", "above", "below"))
+        if not (math.isfinite(value) and low <= value <= high and above < value < below):
             lower = f"more than {above:g}" if above > -math.inf else f"at least {low:g}" if low > -math.inf else ""
-            upper = f"at most {high:g}" if high < math.inf else ""
-            raise ConfigError(f"{owner}.{name} is {value}; it must be {' and '.join(filter(None, (lower, upper)))}")
+            upper = f"less than {below:g}" if below < math.inf else f"at most {high:g}" if high < math.inf else ""
+            wanted = " and ".join(filter(None, (lower, upper))) or "finite"
+            raise ConfigError(f"{owner}.{name} is {value}; it must be {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,11 @@ class ScoreConfig(Checked):
     alpha: float = number(0.4, 0.0, 1.0)
     k: int | float = number(32 / 196, above=0)  # an int counts patches; a float in (0, 1] is a fraction of them
     reading: str = choice("paper", "paper", "released")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.k, float) and self.k > 1:
+            raise ConfigError(f"ScoreConfig.k is {self.k}; give a whole number of patches or a share of at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +93,12 @@ class AugmentConfig(Checked):
     cutout: float = number(0.5, 0.0, 1.0)
 
 
+LOSS_NAMES = (  # those of hpdval.losses.LOSSES, which needs torch
+    "bce", "multilabel_soft_margin", "focal", "asl", "cb_focal",
+    "ldam", "logit_adjustment", "db", "db_focal", "db_star",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Checked):
     """The classification loss by its name in ``hpdval.losses.LOSSES``, and its constants.
@@ -88,7 +107,7 @@ class LossConfig(Checked):
     loss does not have must stay at its default here.
     """
 
-    name: str = "db_focal"
+    name: str = choice("db_focal", *LOSS_NAMES)
     tau: float = number(0.1, 0.0)
     beta: float = number(10.0)
     mu: float = number(0.3)
@@ -96,10 +115,17 @@ class LossConfig(Checked):
     lam: float = number(5.0, above=0.0)
     gamma: float | None = number(None, 0.0)
     pos_scale: float | None = number(None, above=0.0)
-    nu: str | None = None
-    denominator: str | None = None
-    weights: str | float | None = None
-    focal: str | None = None
+    nu: str | None = choice(None, None, "released", "printed")
+    denominator: str | None = choice(None, None, "positives", "all")
+    weights: str | float | None = number(None, 0.0)  # a number, or "frequency"
+    focal: str | None = choice(None, None, "none", "element", "scalar")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.weights, str) and self.weights != "frequency":
+            raise ConfigError(f"LossConfig.weights is {self.weights!r}; give a number, 'frequency' or None")
+        if self.gamma is not None and 0 < self.gamma < 1:
+            raise ConfigError(f"LossConfig.gamma is {self.gamma}; it must be 0 or at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +139,14 @@ class TrainingConfig(Checked):
     weight_decay: float = number(1e-4, 0.0)
     schedule: str = choice("constant", "constant", "one-cycle")
     warmup: float = number(0.1, 0.0, 1.0)  # share of the one-cycle schedule that rises
-    ema_decay: float = number(0.0, 0.0, 1.0)  # 0: no moving average; otherwise the averaged weights are the result
+    ema_decay: float = number(
+        0.0, 0.0, below=1.0
+    )  # 0: no moving average; otherwise the averaged weights are the result
     clip_norm: float = number(0.0, 0.0)  # 0: gradients are not clipped
     scale: float = number(20.0, above=0.0)  # start of the learnable scale of scores in the objective
-    bias: float | None = None  # start of the scalar bias; None fits it to the starting scores of training images
+    bias: float | None = number(
+        None
+    )  # start of the scalar bias; None fits it to the starting scores of training images
     scale_lr: float = number(1e-3, 0.0)  # learning rate of scale and bias; 0 keeps both fixed
     loss: LossConfig = field(default_factory=LossConfig)
     precision: str = choice("auto", "auto", "float32", "bfloat16")  # auto: bfloat16 autocast on CUDA, else float32
@@ -204,7 +234,7 @@ def _replaced(config: T, values: Mapping[str, Any], prefix: str) -> T:
     for item in fields(config):  # type: ignore[arg-type]
         full, old = prefix + item.name, getattr(config, item.name)
         if full in values:
-            changes[item.name] = _parse(full, values[full], hints[item.name])
+            changes[item.name] = _parse(full, values[full], hints[item.name], item.metadata.get("choices", ()))
         elif is_dataclass(old) and any(name.startswith(full + ".") for name in values):
             changes[item.name] = _replaced(old, values, full + ".")
     return replace(config, **changes)  # type: ignore[type-var]
@@ -219,15 +249,13 @@ def field_names(config: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def _parse(name: str, value: Any, hint: Any) -> Any:
+def _parse(name: str, value: Any, hint: Any, choices: tuple[str | None, ...] = ()) -> Any:
     """Read a string as the field's type; other values pass and are checked by the dataclass itself."""
     allowed = _allowed_types(hint)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value in choices:  # "none" may be a choice by itself
         return value
     if type(None) in allowed and value.lower() in ("none", "null"):
         return None
-    if str in allowed:
-        return value
     if bool in allowed and value.lower() in ("true", "false"):
         return value.lower() == "true"
     for kind in (int, float):
@@ -236,6 +264,8 @@ def _parse(name: str, value: Any, hint: Any) -> Any:
                 return kind(value)
             except ValueError:
                 continue
+    if str in allowed:
+        return value
     wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
     raise ConfigError(f"{name} is {value!r}; it must be {wanted}")
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
-from hpdval.config import Experiment, ScoreConfig, Stage1Config, field_names, override, parse_overrides
+from hpdval.config import (
+    LOSS_NAMES,
+    Experiment,
+    LossConfig,
+    ScoreConfig,
+    Stage1Config,
+    field_names,
+    override,
+    parse_overrides,
+)
 from hpdval.errors import ConfigError
 from hpdval.recipes import RECIPES, get_recipe
 
@@ -38,6 +48,17 @@ def test_every_recipe_is_complete_and_named(name: str) -> None:
         ({"selection": "validation"}, "val=0.2"),
         ({"selection": "test"}, "'last', 'validation'"),
         ({"template": "a photo"}, "must hold {}"),
+        ({"stage1.loss.name": "db_focl"}, "'db_focal'"),
+        ({"stage1.loss.nu": "paper"}, "None, 'released', 'printed'"),
+        ({"stage1.loss.denominator": "some"}, "None, 'positives', 'all'"),
+        ({"stage1.loss.focal": "elements"}, "None, 'none', 'element', 'scalar'"),
+        ({"stage1.loss.weights": "often"}, "a number, 'frequency' or None"),
+        ({"stage1.loss.weights": "nan"}, "at least 0"),
+        ({"stage1.loss.gamma": 0.5}, "0 or at least 1"),
+        ({"score.k": 1.5}, "a share of at most 1"),
+        ({"score.k": 0}, "more than 0"),
+        ({"stage1.bias": math.inf}, "must be finite"),
+        ({"stage1.ema_decay": 1.0}, "at least 0 and less than 1"),
     ],
 )
 def test_wrong_overrides_are_refused_in_one_line(values: dict[str, object], words: str) -> None:
@@ -58,6 +79,29 @@ def test_overrides_are_read_as_the_type_of_their_field() -> None:
     assert isinstance(changed.score.k, int)  # eight patches
     assert isinstance(get_recipe("scenes", **{"score.k": "1.0"}).score.k, float)  # all of them
     assert get_recipe("scenes").stage1.lr != 7e-4, "the recipe itself is untouched"
+
+
+def test_what_is_text_or_a_number_is_a_number_where_it_can_be() -> None:
+    loss = get_recipe("scenes", **{"stage1.loss.weights": "2", "stage1.loss.focal": "none"}).stage1.loss
+    assert (loss.weights, loss.focal) == (2.0, "none")
+    assert get_recipe("scenes", **{"stage1.loss.weights": "frequency"}).stage1.loss.weights == "frequency"
+    loss = get_recipe("released", **{"stage1.loss.weights": "none", "stage1.loss.focal": "null"}).stage1.loss
+    assert (loss.weights, loss.focal) == (None, None)
+    assert get_recipe("scenes", **{"stage2.init": "4"}).stage2.init == "4"
+
+
+def test_the_names_of_losses_and_variants_are_those_of_the_losses() -> None:
+    """They are written twice, because the configuration does without torch."""
+    losses = pytest.importorskip("hpdval.losses")
+    assert list(losses.LOSSES) == list(LOSS_NAMES)
+    for item in fields(LossConfig):
+        for value in [v for v in item.metadata.get("choices", ()) if v is not None and item.name != "name"]:
+            losses.build_loss(LossConfig(name="db", **{item.name: value}), [5, 3], 10)
+        if item.name in ("nu", "denominator", "focal"):
+            with pytest.raises(ConfigError) as caught:
+                losses.build_loss("db", [5, 3], 10, **{item.name: "?"})
+            allowed = str(caught.value).split("one of ")[1].split(", got")[0]
+            assert allowed.split(", ") == list(item.metadata["choices"][1:])
 
 
 def test_every_field_can_be_overridden_by_its_own_value() -> None:
