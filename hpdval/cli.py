@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -78,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be made, a disk that is full: nothing to debug
+        if options.debug:
+            raise
+        print(f"hpdval: {error.filename or 'system error'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("hpdval: interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -101,14 +107,15 @@ def _run(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     from hpdval.study import study
 
-    words = ["hpdval", "study", *(f"-p {text}" for text in options.parameter), f"--seeds {options.seeds}"]
-    words += [f"--out {options.out}", *([f"--report {options.report}"] if options.report else [])]
+    words = ["hpdval", "study", *(word for text in options.parameter for word in ("-p", text))]
+    words += ["--seeds", str(options.seeds), "--out", options.out]
+    words += ["--report", options.report] if options.report else []
     study(
         named_values(options.parameter),
         seeds=options.seeds,
         out=options.out,
         report=options.report,
-        command=" ".join(words),
+        command=shlex.join(words),
         force=options.force,
     )
 

@@ -10,14 +10,14 @@ from importlib import metadata
 from pathlib import Path
 
 import hpdval
-from hpdval.files import cache_dir
+from hpdval import assets
+from hpdval.files import cache_dir, sha256_file
 from hpdval.notebook_parameters import notebooks_dir
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "safetensors", "numpy", "scikit-learn", "pillow", "matplotlib")
 NOTEBOOK_PACKAGES = ("papermill", "ipykernel", "jupyterlab", "nbval")
-WEIGHTS = {
-    "ViT-B-16-quickgelu (openai)": "timm/vit_base_patch16_clip_224.openai"
-}  # what the recipes for photographs ask
+# what the recipes for photographs ask for
+WEIGHTS = {"ViT-B-16-quickgelu (openai)": "timm/vit_base_patch16_clip_224.openai"}
 GIB, MIB = 2**30, 2**20
 
 
@@ -78,13 +78,13 @@ def files() -> Iterator[str]:
 
 def weights() -> Iterator[str]:
     """Yield which weights are here, and how to get the others."""
-    from hpdval.assets import asset_path
-
-    shipped = asset_path("scenes_clip.safetensors")
-    if shipped.exists():
-        yield f"scenes: shipped, {shipped.stat().st_size / MIB:.1f} MiB"
+    shipped = assets.asset_path("scenes_clip.safetensors")
+    if not shipped.is_file():
+        yield "scenes: missing from the installation; reinstall hpdval"
+    elif sha256_file(shipped) != assets.SCENES_CLIP_SHA256:
+        yield f"scenes: {shipped} is damaged (its sha256 is not the pinned one); reinstall hpdval"
     else:
-        yield "scenes: missing from the installation; train it with: make scenes-clip"
+        yield f"scenes: shipped, {shipped.stat().st_size / MIB:.1f} MiB"
     for name, repository in WEIGHTS.items():
         folder = _hub() / f"models--{repository.replace('/', '--')}"
         if any(folder.glob("snapshots/*/*.safetensors")):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 import hpdval
 from hpdval import cli
+from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import RunError
+from hpdval.files import atomic_write
+from hpdval.models import Clip, load_clip
+from hpdval.run import read_predictions
 from hpdval.study import one_seed_table
 
 
@@ -56,6 +63,18 @@ def test_an_error_is_one_line_and_exit_code_2(arguments: list[str], message: str
     assert result.stdout == ""
 
 
+def test_what_the_system_refuses_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("/proc/nowhere/x", str(tmp_path / "file"), str(tmp_path / "file/x")):
+        result = run("run", "01", "--out", folder)
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"hpdval: {'/proc/nowhere' if 'proc' in folder else folder}")
+        assert result.stderr.count("\n") == 1
+    with pytest.raises(RunError, match="could not write"), atomic_write(tmp_path / "file/x/y"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in run("--debug", "run", "nine").stderr
 
@@ -68,6 +87,36 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 # -- predict -------------------------------------------------------------------------------------------------------
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def tiny_clip(tmp_path: Path) -> Clip:
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    return load_clip(tmp_path / "tiny.json", seed=0)
+
+
+@pytest.fixture
+def colours() -> Dataset:
+    """Noise with a stripe of red, green or blue for each label."""
+    generator = np.random.default_rng(0)
+    targets = (generator.random((40, 3)) < 0.5).astype(np.uint8)
+    images = generator.integers(90, 160, (40, 32, 32, 3), dtype=np.uint8)
+    for image, row in zip(images, targets, strict=True):
+        for c in np.flatnonzero(row):
+            image[10 * c : 10 * c + 10, :, c] = 255
+    prints = tuple(f"stripes:{i}" for i in range(40))
+    every = Split(ids=prints, targets=targets, read=lambda i: images[i], fingerprints=prints)
+    train, test = every.subset(list(range(32))), every.subset(list(range(32, 40)))
+    counts = train.targets.sum(0).astype(np.int64)
+    classes = ("red", "green", "blue")
+    return Dataset(name="colours", classes=classes, train=train, val=every.subset([]), test=test, class_counts=counts)
+
 
 SCORES = np.array([[0.125, 0.5, -1.0], [0.25, 0.25, 1e-9]], np.float32)
 
@@ -124,6 +173,25 @@ def test_predict_end_to_end(
     assert (tmp_path / "out.csv").read_text() == printed
 
 
+def test_predict_with_a_run_that_was_really_trained(
+    tmp_path: Path, colours: Dataset, tiny_clip: Clip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"stage1.epochs": 1, "stage1.batch_size": 16, "stage2.epochs": 1, "stage2.init": "normal"}
+    recipe = hpdval.get_recipe("scenes", dataset="colours", **values)
+    hpdval.train_stage1(colours, recipe, run=tmp_path / "s1", clip=tiny_clip, show=False)
+    hpdval.train_stage2(colours, recipe, run=tmp_path / "s2", start=tmp_path / "s1", show=False)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(colours.test.image(i)).save(tmp_path / f"photos/{i}.png")
+    for name in ("s1", "s2"):
+        assert cli.main(["predict", str(tmp_path / name), str(tmp_path / "photos"), "--device", "cpu"]) == 0
+        table = pd.read_csv(io.StringIO(capsys.readouterr().out)).pivot(index="path", columns="class", values="score")
+        assert [Path(path).name for path in table.index] == ["0.png", "1.png", "2.png", "3.png"]
+        predictions = read_predictions(tmp_path / name)
+        shown = table[predictions["classes"].tolist()].to_numpy()
+        np.testing.assert_allclose(shown, predictions["scores"][:4], rtol=1e-5, atol=1e-6)  # the test images themselves
+
+
 # -- demo and doctor -----------------------------------------------------------------------------------------------
 
 
@@ -145,3 +213,14 @@ def test_doctor_says_what_is_here_and_how_to_get_the_rest(monkeypatch: pytest.Mo
     assert "bfloat16 instructions" in report
     assert f"cache: {tmp_path / 'none'} (empty)" in report
     assert "hf download timm/vit_base_patch16_clip_224.openai" in report
+    assert "scenes: shipped, " in report
+
+
+def test_doctor_knows_damaged_and_missing_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hpdval import assets, doctor
+
+    monkeypatch.setattr(assets, "asset_path", lambda name: tmp_path / name)
+    assert next(doctor.weights()) == "scenes: missing from the installation; reinstall hpdval"
+    (tmp_path / "scenes_clip.safetensors").write_bytes(b"cut off")
+    assert "is damaged" in (line := next(doctor.weights()))
+    assert "reinstall hpdval" in line

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import hpdval.models.dual_view as dual_view
 from hpdval.errors import ConfigError
 from hpdval.models.dual_view import LogitScale, dual_view_scores, fuse, global_scores, local_scores
+from hpdval.models.numeric import resolve_device
 
 B, P, C, D = 3, 7, 5, 8
 
@@ -54,6 +55,26 @@ def test_equals_a_slow_loop(reading: str, alpha: float, k: int) -> None:
     features = random_features()
     expected = slow_scores(*(x.numpy() for x in features), alpha=alpha, k=k, reading=reading)  # type: ignore[arg-type]
     np.testing.assert_allclose(dual_view_scores(*features, alpha=alpha, k=k, reading=reading), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("reading", ["paper", "released"])
+def test_no_image_has_no_scores(reading: str) -> None:
+    cls, patches, text, _ = random_features()
+    assert dual_view_scores(cls[:0], patches[:0], text, k=2, reading=reading).shape == (0, C)
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "words"), [(0, "cuda", "sees no CUDA"), (2, "cuda:9", "sees 2 CUDA"), (2, "abacus", "'auto'")]
+)
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, seen: int, asked: str, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    with pytest.raises(ConfigError, match=words):
+        resolve_device(asked)
+    assert resolve_device("auto").type == ("cuda" if seen else "cpu")
+    assert seen == 0 or resolve_device("cuda:1") == torch.device("cuda", 1)
 
 
 def test_one_text_serves_both_views() -> None:

@@ -78,7 +78,7 @@ def global_scores(cls: Tensor, text: Tensor) -> Tensor:
 
 def local_scores(patches: Tensor, text: Tensor, k: int) -> Tensor:
     """Return s_L, (B, C): per class the mean of the k largest <T, f_p> over patches (B, P, D) (HP-DVAL, eq. 4-5)."""
-    step = max(1, CHUNK // (patches.shape[0] * patches.shape[1]))
+    step = max(1, CHUNK // max(1, patches.shape[0] * patches.shape[1]))
     parts = [  # text @ patches is (B, C, P): the patches of a class lie side by side for top-k
         (part @ patches.transpose(1, 2)).topk(k, dim=-1, sorted=False).values.mean(dim=-1) for part in text.split(step)
     ]

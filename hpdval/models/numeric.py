@@ -13,7 +13,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Return the device asked for; ``"auto"`` is CUDA where there is one, else the CPU.
 
     Raises:
-        ConfigError: CUDA is asked for and not available, or the name means nothing to torch.
+        ConfigError: CUDA is asked for and not available, there is no such device, or the name means nothing to torch.
 
     >>> resolve_device("cpu")
     device(type='cpu')
@@ -26,6 +26,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise ConfigError(f"device is {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but torch sees no CUDA device here; use 'auto' or 'cpu'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA device(s), from 0 on")
     return chosen
 
 
