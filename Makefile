@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint notebooks-smoke lab nightly fix scenes-clip clean
+.PHONY: help setup demo test lint lab nightly fix scenes-clip clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -54,8 +54,8 @@ lab: setup  ## JupyterLab on the notebooks
 nightly: setup  ## what is too long for every change
 	@$(BIN)/python -m pytest tests -m nightly $(ARGS)
 
-scenes-clip: setup  ## train the shipped small CLIP again
-	@$(BIN)/python -m hpdval.training.pretrain $(ARGS)
+scenes-clip: setup  ## train the shipped small CLIP again, into build/scenes-clip
+	@$(BIN)/python -m hpdval.training.pretrain --out build/scenes-clip $(ARGS)
 
 clean:  ## remove build products and tool caches; .venv and runs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

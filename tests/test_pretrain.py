@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
+import hpdval
 from hpdval.assets import SCENES_CLIP_SHA256, asset_path
 from hpdval.data.scenes import load_scenes
 from hpdval.data.scenes.world import NAMES, stream_scene
@@ -98,6 +99,17 @@ def test_a_short_run_lowers_the_loss_and_is_repeatable(
     stored = load_file(tmp_path / "clip.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     open_clip.CLIP(**TINY).load_state_dict({name: value.float() for name, value in stored.items()})
+
+
+def test_the_command_writes_weights_and_the_configuration_they_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "pretrain", lambda config, device: open_clip.CLIP(**CONFIG))
+    module.main(["--out", str(tmp_path / "new"), "--device", "cpu"])
+    files = {path.name for path in (tmp_path / "new").iterdir()}
+    assert files == {"scenes_clip.safetensors", "scenes_clip.json"}
+    clip = hpdval.load_clip(tmp_path / "new/scenes_clip.json", pretrained=tmp_path / "new/scenes_clip.safetensors")
+    assert clip.config["model_cfg"]["embed_dim"] == CONFIG["embed_dim"]
 
 
 def test_the_shipped_weights_are_those_of_the_model_card() -> None:
