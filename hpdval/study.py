@@ -134,8 +134,9 @@ def study(
     runs = {"zero-shot": [shared["02"]], **{METHODS[n]: [run[n] for run in each] for n in ("03", "04")}}
     target = Path(report).expanduser() if report else folder / "report"
     write_report(runs, target, command=command)
-    print(f"\n{target.with_suffix('.md').read_text(encoding='utf-8')}")
-    return target.with_suffix(".md")
+    written = _with(target, ".md")
+    print(f"\n{written.read_text(encoding='utf-8')}")
+    return written
 
 
 def _fits(name: str, wanted: Mapping[str, Any]) -> bool:
@@ -182,7 +183,7 @@ def write_report(runs: Mapping[str, Sequence[Folder]], target: Path, *, command:
     lines += [f"- {note}" for note in first["notes"]]
     wall = sum(m["wall_seconds"] for m in manifests)
     lines += _provenance(newest, command, wall)
-    with atomic_write(target.with_suffix(".md"), "w") as file:
+    with atomic_write(_with(target, ".md"), "w") as file:
         file.write("\n".join(lines) + "\n")
     found = {method: read_runs(folders) for method, folders in runs.items()}
     data = found["zero-shot"]
@@ -194,8 +195,13 @@ def write_report(runs: Mapping[str, Sequence[Folder]], target: Path, *, command:
     table = per_class_table(
         data["classes"].tolist(), data["class_counts"], data["targets"], scores, readout=data["readout"]
     )
-    with atomic_write(target.with_suffix(".csv"), "w") as file:
+    with atomic_write(_with(target, ".csv"), "w") as file:
         table.round(4).to_csv(file, index=False, lineterminator="\n")
+
+
+def _with(target: Path, suffix: str) -> Path:
+    """Append a suffix; ``Path.with_suffix`` would make ``x.md`` of ``x-1.5``."""
+    return target.with_name(target.name + suffix)
 
 
 def _provenance(manifest: Mapping[str, Any], command: str, seconds: float) -> list[str]:
