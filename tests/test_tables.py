@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from hpdval import tables
-from hpdval.data.dataset import Split
+from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import DataError, RunError
 from hpdval.metrics import evaluate
 from hpdval.run import Run
@@ -192,3 +193,19 @@ def test_saved_csv_keeps_all_digits(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(back, table, rtol=1e-14)
     assert (tmp_path / "tables" / "x.md").read_text(encoding="utf-8").startswith("| class |")
     assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == ["x.csv", "x.md"]
+
+
+def test_stored_scores_belong_to_the_images_and_classes_at_hand(tmp_path: Path) -> None:
+    ids = tuple(f"{i}.jpg" for i in range(len(TARGETS)))
+    with Run(tmp_path, kind="example", config={}) as run:
+        run.save_predictions(ids, scores(1, 1), TARGETS, CLASSES)
+        run.finish({})
+    test = Split(ids=ids, targets=TARGETS, read=lambda i: np.zeros((2, 2, 3), np.uint8), fingerprints=ids)
+    data = Dataset(
+        name="toys", classes=CLASSES, train=test.subset([]), val=test.subset([]), test=test, class_counts=COUNTS
+    )
+    assert np.array_equal(tables.stored_scores(tmp_path, data), scores(1, 1))
+    with pytest.raises(RunError, match="made with other classes than toys has"):
+        tables.stored_scores(tmp_path, replace(data, classes=CLASSES[::-1]))
+    with pytest.raises(RunError, match="made with other ids than toys has"):
+        tables.stored_scores(tmp_path, replace(data, test=test.subset(range(1, 200))))

@@ -1,6 +1,6 @@
 """Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
 
-from hpdval.tables.runs import comparison_table, read_runs, results_table
+from hpdval.tables.runs import comparison_table, read_runs, results_table, stored_scores
 from hpdval.tables.scores import (
     class_differences,
     difference_table,
@@ -27,5 +27,6 @@ __all__ = [
     "save_table",
     "score_table",
     "size_table",
+    "stored_scores",
     "to_markdown",
 ]

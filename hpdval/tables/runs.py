@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hpdval.data.dataset import Dataset
 from hpdval.errors import RunError
 from hpdval.files import read_json
 from hpdval.run import read_predictions
@@ -50,6 +51,19 @@ def _same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
             raise RunError(
                 f"{first['folder']} and {other['folder']} differ in {name}; compare runs on the same test images only"
             )
+
+
+def stored_scores(folder: Folder, dataset: Dataset) -> np.ndarray:
+    """Return the scores (N, C) that a finished run gave to the test images of ``dataset``.
+
+    Raises:
+        RunError: the run is unfinished or damaged, or was made on other images or classes.
+    """
+    found = read_predictions(folder)
+    for name, here in (("classes", dataset.classes), ("ids", dataset.test.ids)):
+        if found[name].tolist() != list(here):
+            raise RunError(f"{folder} was made with other {name} than {dataset.name} has; give a run on this data set")
+    return found["scores"]
 
 
 def results_table(runs: Mapping[str, Folder | Sequence[Folder]]) -> pd.DataFrame:
