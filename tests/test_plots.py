@@ -118,7 +118,11 @@ def test_class_frequency_draws_each_count_in_the_colour_of_its_group() -> None:
 
 def test_co_occurrence_is_the_share_of_the_rows_images() -> None:
     targets = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]], np.uint8)
-    shares = np.asarray(plots.co_occurrence(["a", "b", "c"], targets).axes[0].get_images()[0].get_array())
+    axes = plots.co_occurrence(["a", "b", "c"], targets).axes[0]
+    shares = axes.collections[0].get_array()
+    assert shares is not None
+    assert np.array_equal(np.ma.getmaskarray(shares), np.eye(3, dtype=bool))
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["50", "100"]
     assert shares[0, 1] == 50  # of four images with a, two hold b
     assert shares[1, 0] == 100
     assert shares[2, 0] == 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -108,19 +109,20 @@ def co_occurrence(classes: Sequence[str], targets: np.ndarray, *, title: str = "
     axes = figure.subplots()
     axes.set_facecolor("#EEEEEE")
     top = max(1.0, float(np.nanmax(share))) if count > 1 else 1.0
-    image = axes.imshow(share, cmap="cividis", vmin=0, vmax=top)
     names = [plain(classes[i]) for i in order]
-    axes.set_xticks(range(count), names, rotation=90)
-    axes.set_yticks(range(count), names)
+    written = np.where(share >= 0.5, np.char.mod("%.0f", share), "")
+    sns.heatmap(
+        share, ax=axes, mask=np.eye(count, dtype=bool), square=True, rasterized=True, cmap="cividis", vmin=0, vmax=top,
+        annot=written if count <= 20 else False, fmt="", annot_kws={"fontsize": 6},
+        xticklabels=names, yticklabels=names,
+        cbar_kws={"shrink": 0.7, "label": "percent of the row's images"},
+    )  # fmt: skip
+    for text in axes.texts:
+        text.set_color("white" if float(text.get_text() or 0) < 0.55 * top else "black")
     axes.tick_params(length=0, labelsize=tick_size(count))
-    if count <= 20:
-        for i, j in np.argwhere(share >= 0.5):
-            shade = "white" if share[i, j] < 0.55 * top else "black"
-            axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=6, color=shade)
     axes.set_xlabel("... this share also holds the column's class")
     axes.set_ylabel("of the images with the row's class ...")
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="percent of the row's images")
     return figure
 
 
