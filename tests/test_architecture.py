@@ -1,11 +1,14 @@
-"""The layer table of CONTRIBUTING.md is true: imports only point down it, and ``import hpdval`` stays light."""
+"""The layer table of CONTRIBUTING.md is true: imports only point up it, and ``import hpdval`` stays light."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -14,26 +17,33 @@ import hpdval
 
 PACKAGE = Path(hpdval.__file__).parent
 
-# The rows of the table in CONTRIBUTING.md, from the foundation up: rooms, and what they may import besides rooms of
-# their own layer.  A room is a module or a folder of the package.
-BELOW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "foundation": (("errors", "files", "groups", "progress", "assets"), ()),
-    "configuration": (("config", "recipes"), ("foundation",)),
-    "data": (("data",), ("foundation", "configuration")),
-    "metrics": (("metrics",), ("foundation",)),
-    "losses": (("losses",), ("foundation", "configuration")),
-    "models": (("models",), ("foundation", "configuration")),
-    "run": (("run", "checkpoint"), ("foundation", "configuration")),
-    "scoring": (("scoring",), ("foundation", "configuration", "data", "metrics", "models", "run")),
-    "training": (
-        ("training",),
-        ("foundation", "configuration", "data", "metrics", "losses", "models", "run", "scoring"),
-    ),
-    "report": (("plots", "tables"), ("foundation", "configuration", "data", "metrics", "run", "scoring")),
-}
-FRONT = ("notebook_parameters", "notebook_process", "notebook_runner", "study", "doctor", "cli")  # may import everything
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table in CONTRIBUTING.md."""
+
+    rooms: tuple[str, ...]  # modules or folders of the package
+    modules: tuple[str, ...]  # what the row says is in its folder; empty where it does not say
+    never: tuple[str, ...]  # layers, and torch
+
+
+def read_table() -> dict[str, Row]:
+    """Rows by layer, from the foundation up; what stands before the colon of a cell are the rooms."""
+    lines = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| layer |")) + 2
+    rows: dict[str, Row] = {}
+    for line in takewhile(lambda line: line.startswith("|"), lines[start:]):
+        layer, cell, _, never = (text.strip() for text in line.strip("|").split("|"))
+        rooms, _, inside = cell.partition(":")
+        names = [re.findall(r"`(\w+)(?:\.py|/)`", text) for text in (rooms, inside)]
+        rows[layer] = Row(*map(tuple, names), tuple(never.split(", ")) if never != "-" else ())
+    return rows
+
+
+TABLE = read_table()
+LAYERS = list(TABLE)
 LONG = {"hpdval/data/scenes/draw.py"}  # one short function for each of the things that are drawn
-LAYER = {room: layer for layer, (rooms, _) in BELOW.items() for room in rooms}
+LAYER = {room: layer for layer, row in TABLE.items() for room in row.rooms}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -69,26 +79,35 @@ def imports(path: Path, *, at_import_only: bool = False) -> set[str]:
     return {name for name in found if name.split(".")[0] == "hpdval"}
 
 
-def test_every_module_has_a_room_in_the_table() -> None:
-    rooms = {room(name) for name in NAMES} - {""}
-    assert rooms - set(LAYER) - set(FRONT) == set(), "add the room to CONTRIBUTING.md and to this table"
+def test_the_table_names_every_room_and_nothing_else() -> None:
+    assert LAYERS[0] == "foundation"
+    assert LAYERS[-1] == "front"
+    assert set(LAYER) - {"notebooks"} == {room(name) for name in NAMES} - {""}
 
 
-def test_the_table_of_the_page_names_every_room() -> None:
-    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rooms = {room(name) for name in NAMES} - {""}
-    missing = [name for name in rooms if f"`{name}.py`" not in page and f"{name}/" not in page]
-    assert not missing, f"CONTRIBUTING.md does not name {missing}"
+@pytest.mark.parametrize("layer", [layer for layer, row in TABLE.items() if row.modules])
+def test_a_row_that_names_modules_names_all_of_them(layer: str) -> None:
+    folder = PACKAGE / TABLE[layer].rooms[0]
+    found = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(TABLE[layer].modules) == found - {"__init__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_only_point_down(path: Path) -> None:
+def test_imports_only_point_up_the_table(path: Path) -> None:
     own = room(module_name(path))
-    if own in FRONT or own == "":
-        return  # the front may import everything; hpdval/__init__.py resolves public names on first use
-    allowed = {own, *BELOW[LAYER[own]][0], *(r for layer in BELOW[LAYER[own]][1] for r in BELOW[layer][0])}
+    if own == "":
+        return  # hpdval/__init__.py resolves public names on first use
+    row, above = TABLE[LAYER[own]], LAYERS[: LAYERS.index(LAYER[own])]
+    allowed = {*row.rooms, *(r for layer in above if layer not in row.never for r in TABLE[layer].rooms)}
     wrong = {name for name in imports(path) if room(name) and room(name) not in allowed}
     assert not wrong, f"{module_name(path)} ({LAYER[own]}) must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_who_never_imports_torch_does_not(path: Path) -> None:
+    own = room(module_name(path))
+    if own and "torch" in TABLE[LAYER[own]].never:
+        assert not re.search(r"^\s*(import|from) (torch|open_clip)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_there_is_no_cycle() -> None:
