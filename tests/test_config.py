@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +124,18 @@ def test_dataset_constants_follow_the_dataset() -> None:
     voc = get_recipe("released", dataset="voc-lt")
     assert (voc.stage1.loss.mu, voc.stage1.loss.lam, voc.stage1.loss.pos_scale) == (0.3, 5.0, 10.0)
     assert get_recipe("hpdval", dataset="my.csv").stage1.loss == get_recipe("hpdval").stage1.loss
+
+
+def test_the_page_of_the_method_lists_what_recipes_differ_in() -> None:
+    page = (Path(__file__).parent.parent / "docs/method.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    header = next(line for line in lines if line[0] == "field")
+    listed = {line[0]: line[1:] for line in lines[lines.index(header) + 1 :]}
+    assert header[1:] == ["`paper`", "`released`", "`hpdval`", "`scenes`"]
+    recipes = [get_recipe(name.strip("`")) for name in header[1:]]
+    values = {name: [attrgetter(name)(recipe) for recipe in recipes] for name in field_names(recipes[0])[1:]}
+    differ = {f"`{name}`": list(map(str, each)) for name, each in values.items() if len(set(map(repr, each))) > 1}
+    assert listed == differ
 
 
 def test_paper_recipe_states_the_papers_settings() -> None:

@@ -9,6 +9,7 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,22 @@ def test_citation_licence_and_version_agree(project: dict[str, Any]) -> None:
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert licence.startswith("MIT License\n\nCopyright (c) 2026 The hpdval developers\n")
     assert "WITHOUT WARRANTY OF ANY KIND" in licence
+
+
+def test_the_code_that_the_page_of_the_method_names_is_there() -> None:
+    names = re.findall(r"`(hpdval\.[\w.]+)`", (ROOT / "docs/method.md").read_text(encoding="utf-8"))
+    assert len(names) > 10
+    for name in names:
+        module, _, item = name.rpartition(".")
+        assert getattr(import_module(module), item).__doc__
+
+
+def test_the_source_distribution_holds_what_tests_read() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    included = tools["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert all((ROOT / name).exists() for name in included)
+    assert all(any((ROOT / name).rglob("*")) for name in included if (ROOT / name).is_dir())
+    assert {"docs", "CONTRIBUTING.md", "CITATION.cff", "environment.yml"} <= set(included)
 
 
 def test_the_workflow_and_ci_run_the_two_commands() -> None:
