@@ -14,11 +14,8 @@ import json
 import math
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,8 +27,8 @@ from filelock import FileLock, Timeout
 import hpdval
 from hpdval.errors import RunError
 from hpdval.files import atomic_write, digest, read_json, sha256_file, write_json
+from hpdval.provenance import code_state, hardware, packages
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn", "pillow", "safetensors")
 # what the notebook runner still writes or holds when the manifest is written
 NOT_LISTED = {"run.lock", "manifest.json", "notebook.json", "notebook.lock", "partial.ipynb", "executed.ipynb"}
 
@@ -167,7 +164,7 @@ class Run:
             "status": "done",
             **self.describe(),
             "code": code_state(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": packages(),
             "python": platform.python_version(),
             "hardware": hardware(),
             "started": started,
@@ -244,45 +241,6 @@ def read_predictions(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise RunError(f"{path} differs from its hash in the manifest; it is damaged or was altered")
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
-
-
-def code_state() -> dict[str, Any]:
-    """Return version, commit and dirty flag of the code; the last two are None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    state: dict[str, Any] = {"version": hpdval.__version__, "commit": None, "dirty": None}
-    if not (root / ".git").exists():
-        return state
-    try:
-        git = ["git", "-C", str(root)]
-        state["commit"] = (
-            subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None
-        )
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "hpdval"], capture_output=True, text=True).stdout
-        state["dirty"] = bool(changed.strip())
-    except OSError:  # no git on this machine
-        pass
-    return state
-
-
-def hardware() -> dict[str, Any]:
-    """Return processor, cores, and the CUDA device if torch is loaded and sees one."""
-    torch = sys.modules.get("torch")
-    cuda = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
-    threads = torch.get_num_threads() if torch is not None else None
-    return {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "cuda": cuda,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -24,7 +24,8 @@ from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import Run, read_metrics, read_predictions
-from hpdval.training.loop import Batch, Plan, Task, Trainer, fit
+from hpdval.training.batches import Batch, Plan
+from hpdval.training.loop import Task, Trainer, fit
 from hpdval.training.optim import MovingAverage, lr_factor, parameter_groups
 from hpdval.training.stage1 import DualViewAlignment, distillation_loss, train_stage1
 from hpdval.training.stage2 import train_stage2
@@ -183,7 +184,7 @@ class Spiked(Line):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_non_finite_gradient_makes_no_update_either(tmp_path: Path, accumulate: int) -> None:
     task, config = Spiked(), TrainingConfig(epochs=1, batch_size=2, accumulate=accumulate)
-    with Run(tmp_path, kind="line", config={}) as run, pytest.raises(NonFiniteLossError, match="gradient.*image 5"):
+    with Run(tmp_path, kind="line", config={}) as run, pytest.raises(NonFiniteLossError, match=r"gradient.*image 5"):
         fit(task, LineBatches(10), config, run, stage="line", n_images=10, seed=3, show=False)
     assert torch.isfinite(task.layer.weight).all()
     assert torch.isfinite(task.layer.bias).all()

@@ -12,10 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,10 +22,10 @@ from hpdval.config import TrainingConfig
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.progress import progress
 from hpdval.run import Run
+from hpdval.training.batches import Batch, Batches, Plan, micro_batches_of_updates
 from hpdval.training.optim import MovingAverage, lr_factor
 
 CHECKPOINT_SECONDS = 60.0
-Batch = dict[str, Any]
 
 
 class Task(nn.Module):
@@ -40,40 +38,6 @@ class Task(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups, each with its ``lr`` and ``weight_decay``."""
         raise NotImplementedError
-
-
-class Batches(Protocol):
-    """Where batches come from: ``indices`` lists, epoch by epoch, which images form each batch."""
-
-    def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield one batch for each array of image indices."""
-        ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many updates there are, and which images each takes."""
-
-    n_images: int
-    batch_size: int
-    accumulate: int
-    epochs: int
-    seed: int
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Updates in an epoch; the last may average fewer micro-batches, and its last batch may be smaller."""
-        return -(-self.n_images // (self.batch_size * self.accumulate))
-
-    @property
-    def updates(self) -> int:
-        """Updates in all epochs."""
-        return self.epochs * self.updates_per_epoch
-
-    def micro_batches(self, epoch: int) -> list[np.ndarray]:
-        """Return the image indices of every micro-batch of an epoch, permuted by (seed, epoch) alone."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.n_images)
-        return [order[start : start + self.batch_size] for start in range(0, self.n_images, self.batch_size)]
 
 
 class Interrupted(RunError):
@@ -238,7 +202,7 @@ def fit(
     trainer.resume()
     updates = range(trainer.update, plan.updates)
     with _stop_on_signals() as received:
-        stream = _updates(plan, batches, trainer.update)
+        stream = micro_batches_of_updates(plan, batches, trainer.update)
         _follow(
             trainer,
             progress(zip(updates, stream, strict=True), stage, total=len(updates), show=show),
@@ -246,19 +210,6 @@ def fit(
             received,
         )
     _settle(trainer)
-
-
-def _updates(plan: Plan, batches: Batches, done: int) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of every update from ``done`` on."""
-    for epoch in range(done // plan.updates_per_epoch, plan.epochs):
-        skip = (done - epoch * plan.updates_per_epoch) * plan.accumulate if epoch * plan.updates_per_epoch < done else 0
-        group: list[Batch] = []
-        todo = plan.micro_batches(epoch)[skip:]
-        for number, batch in enumerate(batches(todo, epoch), 1):
-            group.append(batch)
-            if len(group) == plan.accumulate or number == len(todo):
-                yield group
-                group = []
 
 
 def _follow(

@@ -24,7 +24,8 @@ from hpdval.models.numeric import autocast
 from hpdval.models.prompts import hand_crafted
 from hpdval.run import Run
 from hpdval.scoring import Scorer
-from hpdval.training.loop import Batch, Task, fit
+from hpdval.training.batches import Batch
+from hpdval.training.loop import Task, fit
 from hpdval.training.objective import Objective, starting_objective, validation_map
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import training_session

@@ -18,7 +18,8 @@ from hpdval.models import Clip, ImageFeatures
 from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.run import Run
 from hpdval.scoring import Scorer, encode_split
-from hpdval.training.loop import Batch, Task, fit
+from hpdval.training.batches import Batch
+from hpdval.training.loop import Task, fit
 from hpdval.training.objective import Objective, starting_objective, validation_map
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import training_session
