@@ -535,3 +535,21 @@ def test_killed_in_mid_training_the_resumed_run_is_bit_identical(tmp_path: Path,
         hashes[-1]["scores"] = read_predictions(folder / "run")["scores"].tobytes()
         assert not list((folder / "run").glob(".*.tmp"))
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("auto", 5e-2)])
+def test_both_stages_on_a_gpu_agree_with_the_cpu(
+    tmp_path: Path, colours: Dataset, clip: Clip, precision: str, tolerance: float
+) -> None:
+    import copy
+
+    values = {f"stage{n}.{name}": value for n in (1, 2) for name, value in (("epochs", 1), ("precision", precision))}
+    scores = {}
+    for device in ("cpu", "cuda"):
+        run, start = tmp_path / device, copy.deepcopy(clip)
+        train_stage1(colours, recipe(**values), run=run / "1", clip=start, device=device, show=False)
+        train_stage2(colours, recipe(**values), run=run / "2", start=run / "1", device=device, show=False)
+        scores[device] = read_predictions(run / "2")["scores"]
+        assert json.loads((run / "2" / "manifest.json").read_text())["inputs"]["device"] == device
+    assert np.abs(scores["cuda"] - scores["cpu"]).max() < tolerance
