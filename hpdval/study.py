@@ -206,7 +206,8 @@ def _with(target: Path, suffix: str) -> Path:
 
 def _provenance(manifest: Mapping[str, Any], command: str, seconds: float) -> list[str]:
     hardware, code = manifest["hardware"], manifest["code"]
-    device = hardware["cuda"] or f"CPU ({hardware['machine']}, {hardware['cores']} cores)"
+    cpu = f"CPU ({hardware['machine']}, {hardware['cores']} cores)"
+    device = hardware["cuda"] if manifest["inputs"].get("device") == "cuda" else cpu
     commit = f", commit {code['commit'][:10]}{' with changes' if code['dirty'] else ''}" if code["commit"] else ""
     date = time.strftime("%Y-%m-%d", time.gmtime(manifest["finished"]))
     lines = [f"Made on {date} by hpdval {code['version']}{commit}, torch {manifest['packages']['torch']}, {device}; "
