@@ -32,7 +32,7 @@ def lr_factor(update: int, total: int, schedule: str = "constant", warmup: float
     ``one-cycle`` is PyTorch's OneCycleLR: a cosine from 1/25 up to 1 over the share ``warmup``, then a cosine down to
     1/250,000 (Smith and Topin, 2018).
 
-    >>> lr_factor(0, 100), lr_factor(0, 100, "one-cycle")
+    >>> lr_factor(0, 100), round(lr_factor(0, 100, "one-cycle"), 6)
     (1.0, 0.04)
     """
     if schedule == "constant":
