@@ -168,7 +168,7 @@ def write_report(runs: Mapping[str, Sequence[Folder]], target: Path, *, command:
         f"{images['train']} training and {images['test']} test images, {len(first['classes'])} classes. "
         f"Mean average precision in percent, all-point, ties grouped; read-out `{first['readout']}`, "
         f"selection: {last['stage 2']['selection']}. Mean (sample standard deviation) over "
-        f"{len(runs['stage 1'])} seeds; zero-shot has no seed. Chance is prevalence.",
+        f"{len(runs['stage 1'])} seed(s); zero-shot has none. Chance is prevalence.",
         "",
         to_markdown(results_table(runs)),
         "",
@@ -211,5 +211,5 @@ def _provenance(manifest: Mapping[str, Any], command: str, seconds: float) -> li
     commit = f", commit {code['commit'][:10]}{' with changes' if code['dirty'] else ''}" if code["commit"] else ""
     date = time.strftime("%Y-%m-%d", time.gmtime(manifest["finished"]))
     lines = [f"Made on {date} by hpdval {code['version']}{commit}, torch {manifest['packages']['torch']}, {device}; "
-             f"{seconds / 60:.0f} minutes of runs."]  # fmt: skip
+             f"{seconds / 60:.0f} min of runs."]  # fmt: skip
     return [*lines, "", f"    {command}"] if command else lines
