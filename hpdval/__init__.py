@@ -27,8 +27,8 @@ _EXPORTS = {
     "evaluate": "hpdval.metrics",
     "paired_bootstrap": "hpdval.metrics",
     "get_recipe": "hpdval.recipes",
-    "given": "hpdval.config",
-    "parse_overrides": "hpdval.config",
+    "given": "hpdval.overrides",
+    "parse_overrides": "hpdval.overrides",
     "Run": "hpdval.run",
     "HpdvalError": "hpdval.errors",
 }
@@ -58,12 +58,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hpdval.config import given, parse_overrides
     from hpdval.data.load import load_dataset
     from hpdval.errors import HpdvalError
     from hpdval.metrics import average_precision, evaluate, paired_bootstrap
     from hpdval.models.dual_view import dual_view_scores
     from hpdval.models.load import load_clip
+    from hpdval.overrides import given, parse_overrides
     from hpdval.recipes import get_recipe
     from hpdval.run import Run
     from hpdval.scoring import Scorer, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer

@@ -12,6 +12,7 @@ from typing import IO
 
 import hpdval
 from hpdval.errors import ConfigError, DataError, HpdvalError
+from hpdval.overrides import named_values
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -118,23 +119,6 @@ def _study(options: argparse.Namespace) -> None:
         command=shlex.join(words),
         force=options.force,
     )
-
-
-def named_values(texts: Sequence[str]) -> dict[str, str]:
-    """Read ``NAME=VALUE`` words.
-
-    >>> named_values(["seed=1", "stage1.lr=1e-4"])
-    {'seed': '1', 'stage1.lr': '1e-4'}
-    """
-    values: dict[str, str] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not (name and sign):
-            raise ConfigError(f"-p {text!r} is not NAME=VALUE, for example -p seed=1")
-        if name in values:
-            raise ConfigError(f"-p {name} is given twice; give it once")
-        values[name] = value
-    return values
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -6,12 +6,10 @@ under its dotted name, and a wrong name, type or value is refused in one line be
 
 from __future__ import annotations
 
-import difflib
 import math
-import shlex
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hpdval.errors import ConfigError
@@ -45,12 +43,13 @@ class Checked:
             _check(type(self).__name__, item.name, getattr(self, item.name), hints[item.name], item.metadata)
 
 
-def _allowed_types(hint: Any) -> tuple[type, ...]:
+def allowed_types(hint: Any) -> tuple[type, ...]:
+    """Return the types a field may hold: those of a union, or the one."""
     return tuple(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _check(owner: str, name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
-    allowed = _allowed_types(hint)
+    allowed = allowed_types(hint)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if type(value) not in allowed and not (float in allowed and whole) and not isinstance(value, allowed):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
@@ -199,102 +198,6 @@ class Experiment(Checked):
         if "{}" not in self.template:
             raise ConfigError(f"template is {self.template!r}; it must hold {{}} where the class name goes")
 
-    def override(self, **values: Any) -> Experiment:
-        """Return a copy with fields replaced by dotted name, for example ``override(**{"stage1.lr": 1e-4})``."""
-        return override(self, values)
-
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain nested dictionaries."""
         return asdict(self)
-
-
-def override(config: T, values: Mapping[str, Any]) -> T:
-    """Return ``config`` with scalar fields replaced by dotted name; strings are read as the field's type.
-
-    Raises:
-        ConfigError: an unknown name (close ones are suggested), a wrong type or a value out of range.
-
-    >>> override(Experiment(name="x"), {"stage1.epochs": "3", "score.alpha": 0.5}).stage1.epochs
-    3
-    """
-    known = field_names(config)
-    for name in values:
-        if name not in known:
-            inner = [field for field in known if field.startswith(name + ".")]
-            close = difflib.get_close_matches(name, known, n=3) or [f for f in known if f.endswith("." + name)]
-            hint = f"it is a group of {', '.join(inner)}" if inner else f"did you mean {', '.join(close or known)}"
-            raise ConfigError(f"there is no field {name!r}; {hint}")
-    return _replaced(config, values, "")
-
-
-def _replaced(config: T, values: Mapping[str, Any], prefix: str) -> T:
-    """Replace all fields of one dataclass at once: some are only valid together."""
-    hints = get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    for item in fields(config):  # type: ignore[arg-type]
-        full, old = prefix + item.name, getattr(config, item.name)
-        if full in values:
-            changes[item.name] = _parse(full, values[full], hints[item.name], item.metadata.get("choices", ()))
-        elif is_dataclass(old) and any(name.startswith(full + ".") for name in values):
-            changes[item.name] = _replaced(old, values, full + ".")
-    return replace(config, **changes)  # type: ignore[type-var]
-
-
-def field_names(config: Any, prefix: str = "") -> list[str]:
-    """Return the dotted names of all scalar fields of a config, in order."""
-    names: list[str] = []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        names += field_names(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
-    return names
-
-
-def _parse(name: str, value: Any, hint: Any, choices: tuple[str | None, ...] = ()) -> Any:
-    """Read a string as the field's type; other values pass and are checked by the dataclass itself."""
-    allowed = _allowed_types(hint)
-    if not isinstance(value, str) or value in choices:  # "none" may be a choice by itself
-        return value
-    if type(None) in allowed and value.lower() in ("none", "null"):
-        return None
-    if bool in allowed and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    for kind in (int, float):
-        if kind in allowed:
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    if str in allowed:
-        return value
-    wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-    raise ConfigError(f"{name} is {value!r}; it must be {wanted}")
-
-
-def parse_overrides(text: str) -> dict[str, str]:
-    """Read ``"stage1.lr=1e-4 stage2.epochs=3"`` as a mapping; quote values that hold blanks.
-
-    >>> parse_overrides("stage1.lr=1e-4 stage2.init='a photo of a'")
-    {'stage1.lr': '1e-4', 'stage2.init': 'a photo of a'}
-    """
-    result: dict[str, str] = {}
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ConfigError(f"overrides {text!r} cannot be read ({error}); write name=value name=value") from None
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not (name and sign):
-            raise ConfigError(f"override {word!r} is not name=value, for example stage1.lr=1e-4")
-        if name in result:
-            raise ConfigError(f"override {name!r} is given twice; give it once")
-        result[name] = value
-    return result
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Return the options that were given: a notebook's parameters are plain scalars, and an empty string means "not".
-
-    >>> given(root="", test="test.csv")
-    {'test': 'test.csv'}
-    """
-    return {name: value for name, value in options.items() if value not in ("", None)}

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpdval.config import Experiment, field_names, parse_overrides
+from hpdval.config import Experiment
 from hpdval.errors import ConfigError
 from hpdval.files import read_json
+from hpdval.overrides import field_names, parse_overrides
 from hpdval.recipes import get_recipe
 
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpdval.config import AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config, override
+from hpdval.config import AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config
 from hpdval.errors import ConfigError
+from hpdval.overrides import override
 
 
 def scenes() -> Experiment:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpdval.config import Experiment, field_names
+from hpdval.config import Experiment
 from hpdval.errors import ConfigError, RunError
 from hpdval.files import atomic_write, read_json
 from hpdval.notebook_parameters import find_notebook, notebook_parameters
 from hpdval.notebook_runner import run_notebook
+from hpdval.overrides import field_names
 
 METHODS = {"02": "zero-shot", "03": "stage 1", "04": "stage 2"}  # the notebooks that score the test images
 COLUMNS = ("total", "head", "medium", "tail")

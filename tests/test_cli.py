@@ -47,8 +47,8 @@ def test_version() -> None:
     ("arguments", "message"),
     [
         (["run", "nine"], "'nine' is neither a file nor a notebook of this project"),
-        (["run", "03", "-p", "seed"], "-p 'seed' is not NAME=VALUE"),
-        (["run", "03", "-p", "seed=1", "-p", "seed=2"], "-p seed is given twice"),
+        (["run", "03", "-p", "seed"], "'seed' is not name=value"),
+        (["run", "03", "-p", "seed=1", "-p", "seed=2"], "seed is given twice"),
         (["run", "03", "--timeout", "-5"], "--timeout is -5; it must be more than 0"),
         (["predict", "run", "absent.jpg"], "absent.jpg does not exist"),
         (["predict", "run", "x", "--labels"], "--labels needs --top N or --threshold T"),

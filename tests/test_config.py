@@ -11,17 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hpdval.config import (
-    LOSS_NAMES,
-    Experiment,
-    LossConfig,
-    ScoreConfig,
-    Stage1Config,
-    field_names,
-    override,
-    parse_overrides,
-)
+from hpdval.config import LOSS_NAMES, Experiment, LossConfig, ScoreConfig, Stage1Config
 from hpdval.errors import ConfigError
+from hpdval.overrides import field_names, override, parse_overrides
 from hpdval.recipes import RECIPES, get_recipe
 
 
