@@ -33,7 +33,9 @@ def test_workers_and_order_do_not_matter(method: str) -> None:
     torch.manual_seed(11)
     alone = views(indices)
     assert views(indices[::-1]) == alone
-    with multiprocessing.get_context(method).Pool(2 if method == "fork" else 1) as pool:  # spawn imports torch again
+    # one thread in each worker, as DataLoader sets it: a forked OpenMP with more of them waits forever
+    context, workers = multiprocessing.get_context(method), 2 if method == "fork" else 1  # spawn imports torch again
+    with context.Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         parts = pool.map(views, [indices[1::2], indices[::2]])
     assert parts[0] | parts[1] == alone
 
