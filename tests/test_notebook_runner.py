@@ -249,7 +249,14 @@ def test_when_the_runner_dies_the_kernel_does(
 ) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "hpdval.cli", "run", str(make(SLEEP, FINISH)), "--out", str(folder)]
-    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what a shell starts in the background ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.monotonic() + 60
     while not ((folder / "pid").exists() and (folder / "pid").read_text()) and time.monotonic() < until:
         time.sleep(0.1)

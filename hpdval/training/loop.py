@@ -52,6 +52,7 @@ def _stop_on_signals() -> Iterator[list[int]]:
         yield received
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup, "&"
     for number in before:
         signal.signal(number, lambda caught, frame: received.append(caught))
     try:
