@@ -21,8 +21,8 @@ def scenes() -> Experiment:
 
     Command: ``make demo``; three seeds: ``hpdval study --out runs/scenes-lt``.  Result and time: reports/scenes-lt.md.
     A small encoder needs larger steps than ViT-B/16, and its features are large against the loss, hence the small
-    weight of distillation.  Learning rates, epochs and that weight were chosen on scenes drawn with another seed and on
-    a validation part of the mosaic training images, never on a test set that is reported.
+    weight of distillation.  That weight was chosen on scenes drawn with another seed, the learning rates on a part of
+    the mosaic training images, the epochs by the time they take: see reports/selection.md.
     """
     return Experiment(
         name="scenes",

@@ -1,7 +1,8 @@
-"""The embedded recipe gives, on any machine, the losses that were recorded once: stage 1 to 1e-3.
+"""The embedded recipe gives, on any machine, the losses that were recorded once (to 1e-3).
 
-The consistency loss of stage 2 starts at 0, where the gradient of an absolute value is a sign: rounding decides it, and
-Adam makes whole steps of it.  Two thread counts were seen to differ by 1 % there, so its curve is held to a tenth.
+The consistency loss of stage 2 alone is not compared: it starts at 0, where the gradient of an absolute value is a
+sign that rounding decides, and two thread counts were seen to differ by 1 % of it.  It is part of the total, which is
+held to 1e-3.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from hpdval.run import read_metrics
 
 RECORDED = Path(__file__).parent / "reference" / "scenes.json"  # written by `python tests/test_reference.py`
 
-TOLERANCE = {"stage 1: cls": 1e-3, "stage 1: kd": 1e-3, "stage 2: cls": 1e-2, "stage 2: sc": 1e-1}
-
 
 def first_losses(folder: Path) -> dict[str, list[float]]:
     """Losses of the first ten updates of stage 1 and of stage 2 on 320 pictures."""
@@ -26,7 +25,7 @@ def first_losses(folder: Path) -> dict[str, list[float]]:
     first = hpdval.train_stage1(dataset, recipe, run=folder / "1", device="cpu", show=False)
     hpdval.train_stage2(dataset, recipe, run=folder / "2", start=first, device="cpu", show=False)
     curves = {}
-    for number, names in (("1", ("cls", "kd")), ("2", ("cls", "sc"))):
+    for number, names in (("1", ("cls", "kd", "loss")), ("2", ("cls", "loss"))):
         records = [record for record in read_metrics(folder / number) if "loss" in record]
         curves |= {f"stage {number}: {name}": [record[name] for record in records] for name in names}
     return curves
@@ -36,7 +35,7 @@ def test_the_first_losses_are_the_recorded_ones(tmp_path: Path) -> None:
     recorded, found = json.loads(RECORDED.read_text()), first_losses(tmp_path)
     assert found.keys() == recorded.keys()
     for name, curve in recorded.items():
-        assert found[name] == pytest.approx(curve, rel=TOLERANCE[name], abs=1e-5), name
+        assert found[name] == pytest.approx(curve, rel=1e-3, abs=1e-5), name
     assert recorded["stage 1: cls"][-1] < 0.8 * recorded["stage 1: cls"][0]
 
 
