@@ -21,6 +21,8 @@ _EXPORTS = {
     "score_run": "hpdval.scoring",
     "load_run": "hpdval.scoring",
     "Scorer": "hpdval.scoring",
+    "train": "hpdval.training.stages",
+    "train_joint": "hpdval.training.joint",
     "train_stage1": "hpdval.training.stage1",
     "train_stage2": "hpdval.training.stage2",
     "average_precision": "hpdval.metrics",
@@ -51,6 +53,8 @@ __all__ = [
     "parse_overrides",
     "report_run",
     "score_run",
+    "train",
+    "train_joint",
     "train_stage1",
     "train_stage2",
     "zero_shot",
@@ -67,8 +71,10 @@ if TYPE_CHECKING:
     from hpdval.recipes import get_recipe
     from hpdval.run import Run
     from hpdval.scoring import Scorer, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer
+    from hpdval.training.joint import train_joint
     from hpdval.training.stage1 import train_stage1
     from hpdval.training.stage2 import train_stage2
+    from hpdval.training.stages import train
 
 
 def __getattr__(name: str) -> Any:

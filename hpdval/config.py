@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hpdval.errors import ConfigError
@@ -29,9 +29,9 @@ def number(
     return field(default=default, metadata={"low": low, "high": high, "above": above, "below": below})
 
 
-def choice(default: str | None, *allowed: str | None) -> Any:
-    """Declare a string field that takes one of ``allowed``."""
-    return field(default=default, metadata={"choices": allowed})
+def choice(default: str | None, *allowed: str | None, fixed: tuple[str, ...] = ()) -> Any:
+    """Declare a string field that takes one of ``allowed``; what is ``fixed`` only a recipe can choose."""
+    return field(default=default, metadata={"choices": allowed, "fixed": fixed})
 
 
 class Checked:
@@ -154,8 +154,13 @@ class TrainingConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(TrainingConfig):
-    """Dual-view alignment learning: the student ViT is trained, the text embeddings and the teacher are fixed."""
+    """Dual-view alignment learning: the student ViT is trained; what it starts from is ``hpdval.models.student``'s."""
 
+    student: str = "clip"  # "clip", "scenes", a timm ViT by name, or a folder in timm's layout
+    student_weights: str | None = None  # a local file for a timm name; None fetches timm's own
+    projection: str = choice("clip", "clip", "head")  # CLIP's visual.proj, or the paper's two-layer embedding head
+    train_text: bool = False  # the text tower learns along, and T_H with it
+    teacher: str = choice("separate", "separate", "same")  # a frozen copy of CLIP, or the student itself: L_kd is 0
     kd_weight: float = number(1.0, 0.0)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -173,21 +178,30 @@ class Stage2Config(TrainingConfig):
     sc_anchor: str = choice("global", "global", "local", "both")
 
 
+# stage 1, then stage 2 on its encoder; both, each from CLIP; one of them; or everything at once (the paper's ablation)
+STAGES = ("sequence", "separate", "stage1", "stage2", "joint")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Checked):
     """Everything a result depends on besides the data: models, scores, both stages, evaluation and the seed."""
 
     name: str
+    stages: str = choice("sequence", *STAGES)
     dataset: str = "scenes-lt"
     clip: str = "scenes"
     pretrained: str | None = None
     template: str = "a photo of a {}."
     resize: str = choice("squash", "squash", "crop")
+    normalise: bool = True  # False: encoders get pixels / 255, not normalised by mean and standard deviation
     seed: int = number(0, 0, 2**31 - 1)
     val: float = number(0.0, 0.0, 0.5)
-    selection: str = choice("last", "last", "validation")
+    # "test" is what some published numbers did; it needs the released reading, and no override can ask for it
+    selection: str = choice("last", "last", "validation", "test", fixed=("test",))
     readout: str = choice("raw", "raw", "softmax", "l2")
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    eval_alpha: float | None = number(None, 0.0, 1.0)  # None: evaluated with the alpha and k of training
+    eval_k: int | float | None = number(None, above=0)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
 
@@ -195,8 +209,17 @@ class Experiment(Checked):
         super().__post_init__()
         if self.selection == "validation" and self.val == 0:
             raise ConfigError("selection='validation' needs a validation part; set val, for example val=0.2")
+        if self.selection == "test" and self.score.reading != "released":
+            raise ConfigError("selection='test' belongs to the released reading alone; choose 'last' or 'validation'")
+        _ = self.evaluation_score  # its ranges
         if "{}" not in self.template:
             raise ConfigError(f"template is {self.template!r}; it must hold {{}} where the class name goes")
+
+    @property
+    def evaluation_score(self) -> ScoreConfig:
+        """The score under which results are reported: that of training, unless ``eval_alpha`` or ``eval_k`` differ."""
+        alpha = self.score.alpha if self.eval_alpha is None else self.eval_alpha
+        return replace(self.score, alpha=alpha, k=self.score.k if self.eval_k is None else self.eval_k)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain nested dictionaries."""

@@ -41,7 +41,11 @@ def _replaced(config: T, values: Mapping[str, Any], prefix: str) -> T:
     for item in fields(config):  # type: ignore[arg-type]
         full, old = prefix + item.name, getattr(config, item.name)
         if full in values:
-            changes[item.name] = _parse(full, values[full], hints[item.name], item.metadata.get("choices", ()))
+            value = _parse(full, values[full], hints[item.name], item.metadata.get("choices", ()))
+            if value != old and value in item.metadata.get("fixed", ()):
+                allowed = [c for c in item.metadata["choices"] if c not in item.metadata["fixed"]]
+                raise ConfigError(f"{full}={value} is only for recipes that state it; choose {', '.join(allowed)}")
+            changes[item.name] = value
         elif is_dataclass(old) and any(name.startswith(full + ".") for name in values):
             changes[item.name] = _replaced(old, values, full + ".")
     return replace(config, **changes)  # type: ignore[type-var]

@@ -40,8 +40,9 @@ def scenes() -> Experiment:
 def hpdval() -> Experiment:
     """Our default for CLIP ViT-B/16: the paper's score on CLIP's projection, separate teacher, element-wise DB-focal.
 
-    Command: ``hpdval run 03 -p recipe=hpdval -p dataset=voc_lt_train.txt -p test=voc_lt_test.txt -p root=DIR``.
-    Not yet run on VOC-LT or COCO-LT: no result is claimed.
+    Expected: not yet run on VOC-LT or COCO-LT, so nothing is claimed; on scenes-lt see reports/recipes-scenes-lt.md.
+    Command: ``hpdval data prepare voc-lt --root DIR``, then
+    ``hpdval run 05 -p recipe=hpdval -p dataset=voc-lt -p root=DIR -p seed=0`` (coco-lt likewise; seeds 0, 1, 2).
     """
     return Experiment(
         name="hpdval",
@@ -54,37 +55,54 @@ def hpdval() -> Experiment:
 
 
 def paper() -> Experiment:
-    """HP-DVAL as the paper prints it (section IV-A): DB* (eq. 14-15), 20 + 10 epochs at batch 32, contexts N(0, 0.02).
+    """HP-DVAL as the paper prints it (section IV-A): ImageNet ViT-B/16, embedding head, DB* (eq. 11-15) in both stages.
 
-    Published (Table I, l2 read-out, best epoch on test): 93.06 VOC-LT, 76.19 COCO-LT total mAP.  The embedding head and
-    the ImageNet student of the paper are not part of this recipe yet; student and projection are CLIP's.
+    Expected (Table I): 93.06 VOC-LT, 76.19 COCO-LT total mAP.  Those rows come from the released code (``released``:
+    other student, l2 read-out, best epoch on test), so nobody has shown that these printed settings reach them.
+    Where eq. 11 prints a sum over all classes, eq. 13 a nu without lambda and eq. 15 weights that vanish for rare
+    classes, this recipe does as printed.  The paper does not say which ImageNet checkpoint: timm's augreg_in1k.  The
+    views (flip, RandAugment, Cutout) are ours.
+    Command: ``hpdval data prepare voc-lt --root DIR``, then
+    ``hpdval run 05 -p recipe=paper -p dataset=voc-lt -p root=DIR -p seed=0`` (coco-lt likewise; seeds 0, 1, 2).
     """
+    printed = LossConfig(name="db_star", denominator="all")
     return Experiment(
         name="paper",
         dataset="voc-lt",
         clip="ViT-B-16-quickgelu",
         pretrained="openai",
         score=ScoreConfig(reading="paper", alpha=0.4),
-        stage1=Stage1Config(lr=1e-5, epochs=20, loss=LossConfig(name="db_star")),
-        stage2=Stage2Config(lr=5e-6, epochs=10, init="normal", loss=LossConfig(name="db_star")),
+        stage1=Stage1Config(
+            student="vit_base_patch16_224.augreg_in1k", projection="head", lr=1e-5, epochs=20, loss=printed
+        ),
+        stage2=Stage2Config(lr=5e-6, epochs=10, init="normal", loss=printed),
     )
 
 
 def released() -> Experiment:
-    """What the authors' released code does where that differs: l2 read-out, alpha on the local branch, EMA, one-cycle.
+    """What the authors' released code does: the only recipe that selects its epoch on TEST images, as that code did.
 
-    The released long-tail script selects its epoch on the test set, trains the text tower along and does not normalise
-    its images; this recipe does none of the three (the last epoch is reported).
-    Its focal factor is one number per batch (``focal="scalar"``), with positives scaled by 10 in stage 1 only.
+    Expected (Table I; the released logs): stage 1 alone, 93.06 VOC-LT and 76.19 COCO-LT total mAP, best EMA epoch on
+    test (21 and 23 of 80), k = 16, alpha = 0.5, l2 read-out.  Stage 2 on CLIP that was not fine-tuned: 85.23 VOC-LT,
+    60.03 COCO-LT.  Such numbers are upper bounds; ``-p selection=last`` gives the honest ones.
+    The teacher is the student itself (L_kd is 0), the text tower learns along, images are not normalised, alpha weighs
+    the local branch, the focal factor is one number per batch, positives are scaled by 10 (COCO-LT: 5) in stage 1.
+    Command: ``hpdval data prepare voc-lt --root DIR``, then
+    ``hpdval run 05 -p recipe=released -p dataset=voc-lt -p root=DIR -p seed=0`` (coco-lt likewise; seeds 0, 1, 2).
     """
     scalar = LossConfig(name="db", focal="scalar")
     return Experiment(
         name="released",
+        stages="separate",
         dataset="voc-lt",
         clip="ViT-B-16-quickgelu",
         pretrained="openai",
+        normalise=False,
+        selection="test",
         readout="l2",
         score=ScoreConfig(reading="released", alpha=0.4),
+        eval_alpha=0.5,
+        eval_k=16 / 196,
         stage1=Stage1Config(
             lr=1e-5,
             epochs=80,
@@ -92,7 +110,8 @@ def released() -> Experiment:
             schedule="one-cycle",
             ema_decay=0.998,
             loss=replace(scalar, pos_scale=10.0),
-            kd_weight=0.0,  # teacher and student are one there, so its distillation is about 0
+            train_text=True,
+            teacher="same",
             augment=AugmentConfig(flip=False),
             scale=1.0,  # the released scores go into the loss as they are
             bias=0.0,
@@ -120,21 +139,44 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
 }
 
 
-def coco_lt_loss(loss: LossConfig) -> LossConfig:
-    """Return the loss with COCO-LT's constants: mu 0.2, lambda 2, and a positive scale of 5 where there is one."""
-    return replace(loss, mu=0.2, lam=2.0, pos_scale=None if loss.pos_scale is None else 5.0)
+def coco_lt(experiment: Experiment) -> Experiment:
+    """Return the experiment with COCO-LT's constants: mu 0.2, lambda 2, and 5 where positives are scaled."""
+
+    def constants(loss: LossConfig) -> LossConfig:
+        return replace(loss, mu=0.2, lam=2.0, pos_scale=None if loss.pos_scale is None else 5.0)
+
+    stage1 = replace(experiment.stage1, loss=constants(experiment.stage1.loss))
+    return replace(experiment, stage1=stage1, stage2=replace(experiment.stage2, loss=constants(experiment.stage2.loss)))
 
 
-DATASET_LOSS: dict[str, Callable[[LossConfig], LossConfig]] = {"coco-lt": coco_lt_loss}
+def scenes_lt(experiment: Experiment) -> Experiment:
+    """Return a recipe for ViT-B/16 sized for the embedded world; one that names its CLIP already stays as it is.
+
+    The same for every recipe, so that they go on to differ in what they differ in: the small CLIP, the small ViT
+    trained with labels in the place of ImageNet's, weaker views, thirty times the learning rate of the encoder, a tenth
+    of L_kd's weight (features of the small CLIP are ten times as large), and at most 24 epochs of stage 1.
+    """
+    if experiment.clip == "scenes":
+        return experiment
+    stage1 = experiment.stage1
+    stage1 = replace(
+        stage1,
+        student="clip" if stage1.student == "clip" else "scenes",
+        epochs=min(stage1.epochs, 24),
+        lr=30 * stage1.lr,
+        kd_weight=stage1.kd_weight / 10,
+        augment=replace(stage1.augment, randaugment_ops=1, randaugment_magnitude=5, cutout=0.25),
+    )
+    return replace(experiment, clip="scenes", pretrained=None, stage1=stage1)
+
+
+ADAPT: dict[str, Callable[[Experiment], Experiment]] = {"coco-lt": coco_lt, "scenes-lt": scenes_lt}
 
 
 def for_dataset(experiment: Experiment, dataset: str) -> Experiment:
-    """Return ``experiment`` on ``dataset`` with the loss constants that belong to it (VOC-LT's if unknown)."""
+    """Return ``experiment`` on ``dataset`` with what belongs to that data set (VOC-LT's constants if it is unknown)."""
     name = Path(dataset).stem.lower().replace("_", "-").removesuffix("-train")  # coco_lt_train.txt is coco-lt
-    adapt = DATASET_LOSS.get(name, lambda loss: loss)
-    stage1 = replace(experiment.stage1, loss=adapt(experiment.stage1.loss))
-    stage2 = replace(experiment.stage2, loss=adapt(experiment.stage2.loss))
-    return replace(experiment, dataset=dataset, stage1=stage1, stage2=stage2)
+    return replace(ADAPT.get(name, lambda same: same)(experiment), dataset=dataset)
 
 
 def get_recipe(name: str, *, dataset: str | None = None, **overrides: Any) -> Experiment:

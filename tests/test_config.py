@@ -40,7 +40,9 @@ def test_every_recipe_is_complete_and_named(name: str) -> None:
         ({"score.reading": "papr"}, "'paper', 'released'"),
         ({"stage1.augment.flip": "maybe"}, "must be bool"),
         ({"selection": "validation"}, "val=0.2"),
-        ({"selection": "test"}, "'last', 'validation'"),
+        ({"selection": "test"}, "only for recipes that state it; choose last, validation"),
+        ({"eval_k": 1.5}, "a share of at most 1"),
+        ({"stage1.projection": "mlp"}, "'clip', 'head'"),
         ({"template": "a photo"}, "must hold {}"),
         ({"stage1.loss.name": "db_focl"}, "'db_focal'"),
         ({"stage1.loss.nu": "paper"}, "None, 'released', 'printed'"),
@@ -109,6 +111,37 @@ def test_every_field_can_be_overridden_by_its_own_value() -> None:
     assert override(experiment, values) == experiment
 
 
+def test_only_the_released_recipe_selects_on_test_images() -> None:
+    assert [name for name in RECIPES if get_recipe(name).selection == "test"] == ["released"]
+    for dataset in ("voc-lt", "coco-lt", "scenes-lt"):
+        for name in {*RECIPES} - {"released"}:
+            assert get_recipe(name, dataset=dataset).selection == "last"
+            with pytest.raises(ConfigError):
+                get_recipe(name, dataset=dataset, selection="test")
+    with pytest.raises(ConfigError, match="released reading alone"):
+        Experiment(name="mine", selection="test")
+    assert get_recipe("released", selection="last").selection == "last"  # the honest variant is always open
+
+
+def test_results_may_be_read_out_with_another_alpha_and_k() -> None:
+    released = get_recipe("released")
+    assert (released.score.alpha, released.score.k) == (0.4, 32 / 196)
+    assert released.evaluation_score == ScoreConfig(alpha=0.5, k=16 / 196, reading="released")
+    assert get_recipe("paper").evaluation_score == get_recipe("paper").score
+
+
+@pytest.mark.parametrize("name", ["paper", "released", "hpdval"])
+def test_scenes_lt_changes_sizes_and_leaves_the_reading(name: str) -> None:
+    usual, small = get_recipe(name), get_recipe(name, dataset="scenes-lt")
+    assert (small.clip, small.pretrained) == ("scenes", None)
+    assert small.stage1.lr == pytest.approx(30 * usual.stage1.lr)
+    differ = {n for n in field_names(usual) if attrgetter(n)(usual) != attrgetter(n)(small)}
+    sizes = {"student", "epochs", "lr", "kd_weight", "augment.randaugment_ops", "augment.randaugment_magnitude"}
+    sizes |= {"augment.cutout"}
+    assert differ <= {"dataset", "clip", "pretrained", *(f"stage1.{n}" for n in sizes)}
+    assert get_recipe("scenes", dataset="scenes-lt") == get_recipe("scenes")
+
+
 def test_dataset_constants_follow_the_dataset() -> None:
     coco = get_recipe("released", dataset="coco-lt")
     assert (coco.stage1.loss.mu, coco.stage1.loss.lam, coco.stage1.loss.pos_scale) == (0.2, 2.0, 5.0)
@@ -130,8 +163,18 @@ def test_the_page_of_the_method_lists_what_recipes_differ_in() -> None:
     assert listed == differ
 
 
+@pytest.mark.parametrize("name", ["paper", "released", "hpdval"])
+def test_a_recipe_states_what_to_expect_and_how_to_run_it(name: str) -> None:
+    words = RECIPES[name].__doc__ or ""
+    assert "Expected" in words
+    assert f"hpdval run 05 -p recipe={name} -p dataset=voc-lt" in " ".join(words.split())
+
+
 def test_paper_recipe_states_the_papers_settings() -> None:
     experiment = get_recipe("paper")
+    assert (experiment.stage1.projection, experiment.stage1.teacher) == ("head", "separate")
+    assert experiment.stage1.student.startswith("vit_base_patch16_224")
+    assert (experiment.stage1.loss.name, experiment.stage1.loss.denominator) == ("db_star", "all")
     assert (experiment.stage1.lr, experiment.stage1.weight_decay) == (1e-5, 1e-4)
     assert (experiment.stage1.batch_size, experiment.stage1.epochs) == (32, 20)
     assert (experiment.stage2.lr, experiment.stage2.epochs, experiment.stage2.contexts) == (5e-6, 10, 4)

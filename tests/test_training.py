@@ -24,7 +24,9 @@ from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import Run, read_metrics, read_predictions
+from hpdval.scoring import zero_shot_scorer
 from hpdval.training.batches import Batch, Plan
+from hpdval.training.joint import train_joint
 from hpdval.training.loop import Task, Trainer, fit
 from hpdval.training.optim import MovingAverage, lr_factor, parameter_groups
 from hpdval.training.stage1 import DualViewAlignment, distillation_loss, train_stage1
@@ -234,7 +236,7 @@ def test_validation_keeps_the_best_epoch_where_asked(tmp_path: Path, keep_best: 
             stage="line",
             n_images=10,
             seed=3,
-            validate=validate,
+            watch=("val_map", validate),
             keep_best=keep_best,
             show=False,
         )
@@ -352,11 +354,11 @@ def test_teacher_is_separate_so_distillation_starts_at_zero_and_grows(colours: D
 
     experiment = recipe()
     student = copy.deepcopy(clip)
-    text = hand_crafted(student, CLASSES)
+    text = hand_crafted(clip, CLASSES)
     images = np.stack([colours.train.image(i) for i in range(8)])
     stored = np.stack([colours.train.image(i) for i in range(len(colours.train))])
     objective = starting_objective(experiment.stage1, experiment, colours, clip, text, stored)
-    task = DualViewAlignment(student, text, objective, experiment)
+    task = DualViewAlignment(student, clip, CLASSES, objective, experiment)
     batch = {
         "images": torch.from_numpy(images).permute(0, 3, 1, 2),
         "targets": torch.from_numpy(colours.train.targets[:8]).float(),
@@ -387,7 +389,6 @@ def test_stage2_moves_contexts_alone_and_shares_the_encoders_file(tmp_path: Path
 @pytest.mark.parametrize("prompts", ["global", "local"])
 def test_the_other_prompt_set_stays_hand_crafted(tmp_path: Path, colours: Dataset, clip: Clip, prompts: str) -> None:
     from hpdval.models.prompts import hand_crafted
-    from hpdval.scoring import zero_shot_scorer
 
     experiment = recipe(**{"stage2.prompts": prompts, "stage2.epochs": 1, "stage2.sc_anchor": prompts})
     scorer = train_stage2(colours, experiment, run=tmp_path, start=zero_shot_scorer(clip, CLASSES), show=False)
@@ -414,11 +415,136 @@ def test_the_selection_rule_is_followed_and_recorded(
     )
 
 
+def test_selection_on_test_images_keeps_the_best_and_says_so(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    values = {"stage1.epochs": 4, "stage1.lr": 5e-3, "score.reading": "released", "readout": "l2"}
+    experiment = replace(recipe(**values), selection="test")
+    scorer = train_stage1(colours, experiment, run=tmp_path, clip=clip, show=False)
+    curve = [record["test_map"] for record in read_metrics(tmp_path) if "test_map" in record]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(curve) == 4
+    assert result["total"] == pytest.approx(max(curve))
+    assert result["selection"] == "best epoch on TEST images"
+    assert scorer.score_config.reading == "released"
+
+
+def test_results_are_read_out_with_their_own_alpha_and_k(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    experiment = recipe(**{"stage1.epochs": 1, "eval_alpha": 0.5, "eval_k": 2})
+    scorer = train_stage1(colours, experiment, run=tmp_path, clip=clip, show=False)
+    assert (scorer.score_config.alpha, scorer.score_config.k) == (0.5, 2)
+    assert experiment.score.alpha == 0.4, "training keeps its own"
+
+
+def test_the_text_tower_learns_along_where_asked(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    from hpdval.models.prompts import hand_crafted
+
+    experiment = recipe(**{"stage1.epochs": 2, "stage1.train_text": True, "stage1.ema_decay": 0.5})
+    scorer = train_stage1(colours, experiment, run=tmp_path, clip=clip, show=False)
+    changed = {
+        name
+        for name, after in scorer.clip.model.state_dict().items()
+        if not torch.equal(after, clip.model.state_dict()[name])
+    }
+    assert any(name.startswith("visual.") for name in changed)
+    assert {"token_embedding.weight", "text_projection", "ln_final.weight"} <= changed
+    assert "logit_scale" not in changed
+    assert torch.allclose(scorer.text_global, hand_crafted(scorer.clip, CLASSES), atol=1e-6), "T_H is the tower's own"
+    assert not torch.allclose(scorer.text_global, hand_crafted(clip, CLASSES))
+
+
+def test_a_teacher_that_is_the_student_teaches_nothing(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    """In the released script both are one module: L_kd is 0, and so is its gradient."""
+    same = recipe(**{"stage1.epochs": 1, "stage1.teacher": "same", "stage1.kd_weight": 1.0})
+    none = recipe(**{"stage1.epochs": 1, "stage1.kd_weight": 0.0})
+    first = train_stage1(colours, same, run=tmp_path / "same", clip=clip, show=False)
+    second = train_stage1(colours, none, run=tmp_path / "none", clip=clip, show=False)
+    assert first.clip.weights_sha256 == second.clip.weights_sha256
+    assert {r["kd"] for r in read_metrics(tmp_path / "same") if "kd" in r} == {0.0}
+
+
+def test_students_of_every_reading_train_and_come_back(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    experiment = recipe(**{"stage1.epochs": 2, "stage1.projection": "head", "normalise": False})
+    scorer = train_stage1(colours, experiment, run=tmp_path / "s1", clip=clip, show=False)
+    assert scorer.clip.preprocess.mean == (0.0, 0.0, 0.0)
+    again = hpdval.load_run(tmp_path / "s1", device="cpu")
+    assert np.array_equal(again.score(colours.test, show=False), read_predictions(tmp_path / "s1")["scores"])
+    second = train_stage2(colours, experiment, run=tmp_path / "s2", start=tmp_path / "s1", show=False)
+    assert second.clip.fingerprint == scorer.clip.fingerprint
+    with pytest.raises(RunError, match=r"config\.stage1\.projection"):
+        train_stage1(colours, recipe(**{"stage1.epochs": 2}), run=tmp_path / "s1", clip=clip, show=False)
+
+
+def test_prompts_alone_see_unnormalised_pixels_where_the_reading_does(
+    tmp_path: Path, colours: Dataset, clip: Clip
+) -> None:
+    experiment = recipe(**{"stage2.epochs": 1, "normalise": False})
+    scorer = train_stage2(colours, experiment, run=tmp_path, start=zero_shot_scorer(clip, CLASSES), show=False)
+    assert scorer.clip.preprocess.std == (1.0, 1.0, 1.0)
+    assert clip.preprocess.std != (1.0, 1.0, 1.0)
+
+
+def test_joint_training_moves_encoder_and_contexts_at_once(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    experiment = recipe(**{"stage1.epochs": 3, "stage1.kd_weight": 0.5})
+    scorer = train_joint(colours, experiment, run=tmp_path, clip=clip, show=False)
+    records = [r for r in read_metrics(tmp_path) if "loss" in r]
+    assert {"cls", "kd", "sc", "loss"} <= records[-1].keys()
+    assert records[-1]["loss"] == pytest.approx(sum(records[-1][name] for name in ("cls", "kd", "sc")), abs=1e-5)
+    assert records[-1]["cls"] < records[0]["cls"]
+    assert scorer.clip.weights_sha256 != clip.weights_sha256
+    shift = next(r["context_shift"] for r in read_metrics(tmp_path) if "context_shift" in r)
+    assert min(shift.values()) > 0
+    assert set(scorer.contexts) == {"global", "local"}
+    loaded = hpdval.load_run(tmp_path, device="cpu")
+    assert np.array_equal(loaded.score(colours.test, show=False), read_predictions(tmp_path)["scores"])
+
+
+def test_joint_training_uses_each_stages_learning_rate(colours: Dataset, clip: Clip) -> None:
+    from hpdval.models.prompts import hand_crafted
+    from hpdval.models.student import make_student
+    from hpdval.training.joint import JointTraining
+    from hpdval.training.objective import Objective
+    from hpdval.training.stage2 import PromptTuning
+
+    experiment = recipe(**{"stage1.lr": 1e-4, "stage2.lr": 1e-2, "stage1.scale_lr": 1e-3})
+    student = make_student(clip)
+    objective = Objective(experiment.stage1, experiment.score, torch.tensor([5, 5, 5]), 20)
+    tuning = PromptTuning(student, CLASSES, hand_crafted(clip, CLASSES), objective, experiment)
+    task = JointTraining(DualViewAlignment(student, clip, CLASSES, objective, experiment), tuning)
+    rates = {id(p): group["lr"] for group in task.parameter_groups() for p in group["params"]}
+    trained = {name: rates[id(p)] for name, p in task.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trained), "every trained parameter is in one group"
+    for name, lr in trained.items():
+        assert lr == (1e-2 if "contexts" in name else 1e-3 if "logits" in name else 1e-4), name
+    assert all(name.split("visual.")[0] != name for name, lr in trained.items() if lr == 1e-4), "the encoder alone"
+
+
+@pytest.mark.parametrize(
+    ("stages", "methods"),
+    [
+        ("sequence", ["zero-shot", "stage 1", "stage 2"]),
+        ("separate", ["zero-shot", "stage 1", "stage 2"]),
+        ("stage1", ["zero-shot", "stage 1"]),
+        ("stage2", ["zero-shot", "stage 2"]),
+        ("joint", ["zero-shot", "joint"]),
+    ],
+)
+def test_train_runs_the_stages_an_experiment_names(
+    tmp_path: Path, colours: Dataset, clip: Clip, stages: str, methods: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = recipe(**{"stage1.epochs": 1, "stage2.epochs": 1, "stages": stages})
+    runs = hpdval.train(colours, experiment, run=tmp_path, clip=clip, show=False)
+    assert list(runs) == methods
+    for method, folder in runs.items():
+        assert json.loads((folder / "result.json").read_text())["method"] == method
+    if "stage 2" in runs:
+        start = json.loads((runs["stage 2"] / "run.json").read_text())["inputs"]["start"]
+        assert start == ("stage 1" if stages == "sequence" else "zero-shot")
+    monkeypatch.setattr("hpdval.training.loop.Trainer.step", None)  # a second call trains nothing
+    assert hpdval.train(colours, experiment, run=tmp_path, clip=clip, show=False) == runs
+
+
 def test_stage2_follows_the_data_sets_classes_not_those_of_its_start(
     tmp_path: Path, colours: Dataset, clip: Clip
 ) -> None:
-    from hpdval.scoring import zero_shot_scorer
-
     experiment = recipe(**{"stage2.epochs": 1})
     usual = train_stage2(colours, experiment, run=tmp_path / "a", start=zero_shot_scorer(clip, CLASSES), show=False)
     turned = zero_shot_scorer(clip, CLASSES[::-1])

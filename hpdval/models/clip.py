@@ -78,6 +78,11 @@ class Clip(nn.Module):
         return cast(nn.Module, self.model.visual)
 
     @property
+    def text_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the text tower: everything in :attr:`model` but the image tower and the logit scale."""
+        return [p for name, p in self.model.named_parameters() if not name.startswith(("visual.", "logit_"))]
+
+    @property
     def token_embedding(self) -> nn.Embedding:
         """The embeddings of tokens (vocabulary, W), a part of :attr:`model`."""
         return cast(nn.Embedding, getattr(self.model, "text", self.model).token_embedding)

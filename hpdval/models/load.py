@@ -18,6 +18,7 @@ from hpdval.files import read_json, sha256_file
 from hpdval.models import weights
 from hpdval.models.clip import Clip, Preprocess
 from hpdval.models.numeric import resolve_device
+from hpdval.models.student import build_tower
 from hpdval.models.towers import patch_grid
 
 TOWERS = ("vision_cfg", "text_cfg")
@@ -117,7 +118,8 @@ def _normal_form(config: Any, shown: str) -> dict[str, Any]:
     model = config.get("model_cfg", config) if isinstance(config, dict) else None
     if not (isinstance(model, dict) and "embed_dim" in model and all(isinstance(model.get(k), dict) for k in TOWERS)):
         raise ModelError(f"{shown} is no CLIP configuration; it needs embed_dim, {', '.join(TOWERS)}, as in open_clip")
-    return copy.deepcopy({"model_cfg": model, "preprocess_cfg": dict(config.get("preprocess_cfg") or {})})
+    normal = {"model_cfg": model, "preprocess_cfg": dict(config.get("preprocess_cfg") or {})}
+    return copy.deepcopy(normal | {key: config[key] for key in ("student",) if key in config})
 
 
 def _scenes() -> tuple[Any, Path]:
@@ -149,6 +151,8 @@ def _build(config: dict[str, Any], name: str, seed: int) -> nn.Module:
             model: Any = kind(**options)
     except Exception as error:  # open_clip asserts, and torch raises as it pleases, on a wrong configuration
         raise ModelError(f"open_clip cannot build {name}: {weights.brief(error)}; see its configuration") from error
+    if "student" in config:  # what stage 1 left where it does without CLIP's own image tower
+        model.visual = build_tower(config["student"], model.visual, model.visual.image_size[0], options["embed_dim"])
     patch_grid(model.visual, name)  # refuses before anything is downloaded
     height, width = model.visual.image_size
     if height != width:

@@ -26,19 +26,47 @@ class ImageFeatures(NamedTuple):
     )
 
 
+class ProjectedTower(nn.Module):
+    """An image tower made of a trunk, open_clip's or timm's, and a head that projects every token of it.
+
+    Stage 1 trains such a tower where a reading does without CLIP's own ``visual.proj``.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, image_size: int) -> None:
+        super().__init__()
+        self.trunk, self.head, self.image_size = trunk, head, (image_size, image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return f_cls (B, D) of normalised images (B, 3, S, S), as an open_clip model asks of its image tower."""
+        return image_features(self, images).cls
+
+
 def image_features(visual: nn.Module, images: Tensor) -> ImageFeatures:
     """Return f_cls and f_patch of normalised images (B, 3, S, S): f = ln_post(tokens) @ proj, for both.
 
     open_clip's own ``output_tokens`` gives the patches without ``proj``, which lie in no common space with text.
     """
+    tower: Any = visual
     if isinstance(visual, TimmModel):
         return _timm_features(visual, images)
-    tower: Any = visual
+    if isinstance(visual, ProjectedTower):
+        pooled, tokens = (_timm_tokens if hasattr(tower.trunk, "forward_head") else _tokens)(tower.trunk, images)
+        return ImageFeatures(tower.head(pooled), tower.head(tokens))
+    pooled, tokens = _tokens(tower, images)
+    return ImageFeatures(pooled @ tower.proj, tokens @ tower.proj)
+
+
+def _tokens(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     x = tower.transformer(tower._embeds(images))  # (B, 1 + P, W)
     pooled, tokens = tower._pool(x)  # (B, W), (B, P, W), both after ln_post ...
     if tower.final_ln_after_pool:  # ... except where the norm follows the pooling
         tokens = tower.ln_post(tokens)
-    return ImageFeatures(pooled @ tower.proj, tokens @ tower.proj)
+    return pooled, tokens
+
+
+def _timm_tokens(trunk: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    x = trunk.forward_features(images)  # (B, prefix + P, W)
+    return trunk.forward_head(x, pre_logits=True), trunk.fc_norm(x[:, trunk.num_prefix_tokens :])
 
 
 def _timm_features(visual: Any, images: Tensor) -> ImageFeatures:
@@ -56,6 +84,10 @@ def patch_grid(visual: nn.Module, name: str) -> tuple[int, int]:
     Raises:
         ModelError: the tower cannot give them (ResNet, ConvNeXt, attentional pooling as in SigLIP and CoCa, ...).
     """
+    if isinstance(visual, ProjectedTower):
+        if isinstance(visual.trunk, VisionTransformer):
+            return patch_grid(visual.trunk, name)
+        return _timm_grid(visual.trunk, visual.image_size, name)
     if isinstance(visual, VisionTransformer):
         tower: Any = visual
         if tower.attn_pool is not None:
@@ -69,13 +101,16 @@ def patch_grid(visual: nn.Module, name: str) -> tuple[int, int]:
         return tuple(tower.grid_size)
     if not isinstance(visual, TimmModel):
         _refuse(name, f"has a {type(visual).__name__}, which has no patch tokens")
-    trunk: Any = visual.trunk
+    return _timm_grid(visual.trunk, tuple(cast(Any, visual).image_size), name)
+
+
+def _timm_grid(trunk: Any, asked: tuple[int, int], name: str) -> tuple[int, int]:
     parts = ("forward_features", "forward_head", "fc_norm", "head", "num_prefix_tokens", "patch_embed")
     if not all(hasattr(trunk, part) for part in parts) or not hasattr(trunk.patch_embed, "grid_size"):
         _refuse(name, f"has timm's {type(trunk).__name__}, which has no patch tokens")
     if trunk.global_pool not in ("token", "avg") or getattr(trunk, "attn_pool", None) is not None:
         _refuse(name, f"pools its patches by {trunk.global_pool!r}, whose projection does not apply to a patch")
-    native, asked = tuple(trunk.patch_embed.img_size), tuple(cast(Any, visual).image_size)
+    native = tuple(trunk.patch_embed.img_size)
     if native != asked:
         raise ModelError(f"{name} takes images of {native[0]} pixels only, not {asked[0]}; change image_size")
     return tuple(trunk.patch_embed.grid_size)

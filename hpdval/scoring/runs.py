@@ -15,11 +15,17 @@ from hpdval.data.store import ImageStore
 from hpdval.errors import RunError
 from hpdval.files import digest, sha256_file, write_json
 from hpdval.metrics import Evaluation, evaluate
+from hpdval.models import Clip
+from hpdval.models.student import make_student
 from hpdval.run import Run, read_manifest, read_predictions
 from hpdval.scoring.scorer import Scorer
 
-TRAINED = ("stage1", "stage2")
-SELECTION = {"last": "none (last epoch)", "validation": "best epoch on validation"}
+TRAINED = ("stage1", "stage2", "joint")
+SELECTION = {
+    "last": "none (last epoch)",
+    "validation": "best epoch on validation",
+    "test": "best epoch on TEST images",
+}
 
 
 def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
@@ -40,7 +46,23 @@ def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "au
 
 def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer) -> Run:
     """Open the run of ``kind`` whose key holds the experiment, the data and the weights it starts from."""
-    return Run(folder, kind=kind, config=experiment.as_dict(), inputs=run_inputs(dataset, experiment, start))
+    inputs = run_inputs(dataset, experiment, start)
+    if kind in ("stage1", "joint") and (student := student_of(experiment, start.clip)).config != start.clip.config:
+        inputs["student"] = student.fingerprint
+    return Run(folder, kind=kind, config=experiment.as_dict(), inputs=inputs)
+
+
+def student_of(experiment: Experiment, clip: Clip) -> Clip:
+    """Return the model whose image tower stage 1 trains: a copy of ``clip``, changed as the experiment says."""
+    config = experiment.stage1
+    return make_student(
+        clip,
+        student=config.student,
+        student_weights=config.student_weights,
+        projection=config.projection,
+        normalise=experiment.normalise,
+        seed=experiment.seed,
+    )
 
 
 def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[str, Any]:

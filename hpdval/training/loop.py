@@ -182,7 +182,7 @@ def fit(
     stage: str,
     n_images: int,
     seed: int,
-    validate: Callable[[], float] | None = None,
+    watch: tuple[str, Callable[[], float]] | None = None,
     keep_best: bool = False,
     show: bool = True,
 ) -> None:
@@ -190,8 +190,8 @@ def fit(
 
     Args:
         batches: yields, for arrays of image indices and an epoch, dictionaries with ``ids`` and what the task needs.
-        validate: returns the validation mAP in percent, which is logged after each epoch.
-        keep_best: leave the epoch with the best validation mAP in the task, not the last one.
+        watch: name and function of a mAP in percent that is logged after each epoch, such as ``val_map``.
+        keep_best: leave the epoch in which that was best in the task, not the last one.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
@@ -207,7 +207,7 @@ def fit(
         _follow(
             trainer,
             progress(zip(updates, stream, strict=True), stage, total=len(updates), show=show),
-            validate,
+            watch,
             received,
         )
     _settle(trainer)
@@ -216,7 +216,7 @@ def fit(
 def _follow(
     trainer: Trainer,
     updates: Iterator[tuple[int, list[Batch]]],
-    validate: Callable[[], float] | None,
+    watch: tuple[str, Callable[[], float]] | None,
     received: list[int],
 ) -> None:
     plan, run, saved = trainer.plan, trainer.run, time.monotonic()
@@ -225,8 +225,8 @@ def _follow(
         epoch_ends = trainer.update % plan.updates_per_epoch == 0
         epoch = (trainer.update - 1) // plan.updates_per_epoch
         run.log(stage=trainer.stage, step=trainer.update, epoch=epoch, **record)
-        if epoch_ends and validate is not None:
-            _validate(trainer, validate, epoch)
+        if epoch_ends and watch is not None:
+            _watch(trainer, *watch, epoch)
         if epoch_ends or received or time.monotonic() - saved > CHECKPOINT_SECONDS:
             trainer.save()
             saved = time.monotonic()
@@ -239,19 +239,19 @@ def _follow(
             )
 
 
-def _validate(trainer: Trainer, validate: Callable[[], float], epoch: int) -> None:
-    """Log the validation mAP, and keep the weights of the best epoch where that is asked for."""
+def _watch(trainer: Trainer, name: str, function: Callable[[], float], epoch: int) -> None:
+    """Log the watched mAP, and keep the weights of the best epoch where that is asked for."""
     with trainer.averaged():
-        value = validate()
-        trainer.run.log(stage=trainer.stage, step=trainer.update, epoch=epoch, val_map=value)
-        if trainer.keep_best and value > trainer.best.get("val_map", float("-inf")):
-            trainer.best = {"val_map": value, "epoch": epoch}
+        value = function()
+        trainer.run.log(stage=trainer.stage, step=trainer.update, epoch=epoch, **{name: value})
+        if trainer.keep_best and value > trainer.best.get("map", float("-inf")):
+            trainer.best = {"map": value, "epoch": epoch}
             trainer.best_tensors = {name: p.detach().cpu().clone() for name, p in trainer.named.items()}
 
 
 @torch.no_grad()
 def _settle(trainer: Trainer) -> None:
-    """Leave the result in the task: the best validation epoch, else the moving average, else the last update."""
+    """Leave the result in the task: the best epoch, else the moving average, else the last update."""
     if trainer.best_tensors:
         for name, parameter in trainer.named.items():
             parameter.copy_(trainer.best_tensors[name])

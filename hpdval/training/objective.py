@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import nn
 from hpdval.config import Experiment, ScoreConfig, TrainingConfig
 from hpdval.data.dataset import Dataset
 from hpdval.losses import build_loss
-from hpdval.metrics import evaluate
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.dual_view import LogitScale, dual_view_scores
 from hpdval.scoring import Scorer
@@ -86,17 +84,3 @@ def starting_objective(
             scores = torch.from_numpy(fixed.score_array(images[sample], show=False))
         objective.fit_bias(scores, torch.from_numpy(targets[sample]))
     return objective.to(text.device)
-
-
-def validation_map(
-    dataset: Dataset, experiment: Experiment, scorer: Callable[[], Scorer]
-) -> Callable[[], float] | None:
-    """Return a function that gives the validation mAP in percent, or None without a validation split."""
-    if len(dataset.val) == 0:
-        return None
-
-    def value() -> float:
-        scores = scorer().score(dataset.val, show=False)
-        return evaluate(scores, dataset.val.targets, dataset.class_counts, readout=experiment.readout).total
-
-    return value

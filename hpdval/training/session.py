@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from hpdval.config import Experiment
-from hpdval.data.dataset import Dataset
+import numpy as np
+import torch
+
+from hpdval.config import Experiment, TrainingConfig
+from hpdval.data.dataset import Dataset, Split
+from hpdval.metrics import evaluate
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.recipes import get_recipe
 from hpdval.run import Run
 from hpdval.scoring import Scorer, load_run, open_run, report_run, zero_shot_scorer
+from hpdval.training.batches import Batches
+from hpdval.training.loop import Task, fit
 
 
 @dataclass
@@ -84,3 +91,69 @@ def _start(
     return zero_shot_scorer(
         clip, dataset.classes, template=experiment.template, score=experiment.score, resize=experiment.resize
     )
+
+
+def scorer_of(
+    experiment: Experiment,
+    dataset: Dataset,
+    clip: Clip,
+    text_global: torch.Tensor,
+    text_local: torch.Tensor | None = None,
+    **options: Any,
+) -> Scorer:
+    """Return the scorer of encoders and texts (C, D), evaluated as the experiment says."""
+    return Scorer(
+        clip,
+        dataset.classes,
+        text_global,
+        text_local,
+        score=experiment.evaluation_score,
+        resize=experiment.resize,
+        template=experiment.template,
+        **options,
+    )
+
+
+def fit_stage(
+    stage: str,
+    task: Task,
+    batches: Batches,
+    config: TrainingConfig,
+    session: TrainingSession,
+    score: Callable[[Split], np.ndarray],
+) -> None:
+    """Follow the task's losses under the session's selection rule.
+
+    Args:
+        score: gives the scores (N, C) of a split by the weights as they are now.
+    """
+    dataset, experiment = session.dataset, session.experiment
+    fit(
+        task,
+        batches,
+        config,
+        session.run,
+        stage=stage,
+        n_images=len(dataset.train),
+        seed=experiment.seed,
+        watch=watched_map(dataset, experiment, score),
+        keep_best=experiment.selection != "last",
+        show=session.show,
+    )
+
+
+def watched_map(
+    dataset: Dataset, experiment: Experiment, score: Callable[[Split], np.ndarray]
+) -> tuple[str, Callable[[], float]] | None:
+    """Return what is logged after each epoch: its name, and a function that gives a mAP in percent.
+
+    ``val_map`` on the validation part, where there is one; ``test_map`` where the experiment selects on test images.
+    """
+    name, split = ("test_map", dataset.test) if experiment.selection == "test" else ("val_map", dataset.val)
+    if len(split) == 0:
+        return None
+
+    def value() -> float:
+        return evaluate(score(split), split.targets, dataset.class_counts, readout=experiment.readout).total
+
+    return name, value

@@ -1,11 +1,11 @@
 """Stage 1, dual-view alignment learning (HP-DVAL section III-B): the ViT learns, the texts stay.
 
-L1 = L_cls + kd_weight * L_kd on augmented views; the teacher is a separate, frozen copy of the model that started.
+L1 = L_cls + kd_weight * L_kd on augmented views; the teacher is a separate, frozen CLIP.  In the released reading the
+text tower learns along, and the teacher is the student itself.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,18 +17,18 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hpdval.config import AugmentConfig, Experiment
 from hpdval.data.augment import augment
-from hpdval.data.dataset import Dataset
+from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
-from hpdval.models import Clip
+from hpdval.models import Clip, ImageFeatures
 from hpdval.models.numeric import autocast
-from hpdval.models.prompts import hand_crafted
+from hpdval.models.prompts import class_prompts, hand_crafted
 from hpdval.run import Run
-from hpdval.scoring import Scorer
+from hpdval.scoring import Scorer, student_of
 from hpdval.training.batches import Batch
-from hpdval.training.loop import Task, fit
-from hpdval.training.objective import Objective, starting_objective, validation_map
+from hpdval.training.loop import Task
+from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.optim import parameter_groups
-from hpdval.training.session import training_session
+from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
 
 
 def distillation_loss(student_cls: torch.Tensor, teacher_cls: torch.Tensor) -> torch.Tensor:
@@ -41,35 +41,57 @@ def distillation_loss(student_cls: torch.Tensor, teacher_cls: torch.Tensor) -> t
 
 
 class DualViewAlignment(Task):
-    """The task of stage 1: everything but the visual encoder, and the objective's scale and bias, is frozen."""
+    """The task of stage 1: the student's visual encoder learns, and its text tower where the config says so.
+
+    Each model normalises the view with its own mean and standard deviation.
+    """
 
     text: torch.Tensor  # T_H (C, D)
 
-    def __init__(self, clip: Clip, text: torch.Tensor, objective: Objective, experiment: Experiment) -> None:
+    def __init__(
+        self, student: Clip, teacher: Clip, classes: Sequence[str], objective: Objective, experiment: Experiment
+    ) -> None:
         super().__init__()
-        self.config = experiment.stage1
-        self.teacher = copy.deepcopy(clip).requires_grad_(False) if self.config.kd_weight else None
-        self.student = clip.requires_grad_(False)
-        for parameter in clip.visual.parameters():
+        self.config, self.classes, self.template = experiment.stage1, tuple(classes), experiment.template
+        self.student = student.requires_grad_(False)
+        student.visual.requires_grad_(True)
+        for parameter in student.text_parameters if self.config.train_text else ():
             parameter.requires_grad_(True)
+        apart = self.config.kd_weight and self.config.teacher == "separate"
+        self.teacher = teacher.requires_grad_(False) if apart else None
         self.objective = objective
-        self.register_buffer("text", text)
+        self.register_buffer("text", hand_crafted(student, classes, experiment.template))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the encoder's at ``lr``, scale and bias at ``scale_lr``."""
         encoder = parameter_groups(self.student, lr=self.config.lr, weight_decay=self.config.weight_decay)
         return encoder + parameter_groups(self.objective, lr=self.config.scale_lr, weight_decay=0.0)
 
+    def texts(self) -> torch.Tensor:
+        """Return T_H (C, D): fixed, or as the text tower gives it now where that learns, too."""
+        if not self.config.train_text:
+            return self.text
+        return self.student.encode_text(class_prompts(self.classes, self.template))
+
+    def features(self, images: torch.Tensor) -> tuple[ImageFeatures, torch.Tensor | None]:
+        """Return the student's features, and the teacher's f_cls (B, D) if L_kd counts, of views (B, 3, S, S) uint8."""
+        images = images.to(self.text.device)
+        with autocast(images.device, self.config.precision):
+            features = self.student.encode_image(images)
+            if not self.config.kd_weight:
+                return features, None
+            if self.teacher is None:
+                return features, features.cls.detach()
+            with torch.no_grad():
+                return features, self.teacher.encode_image(images).cls
+
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``cls`` and ``kd`` of a batch with ``images`` (B, 3, S, S) uint8 and ``targets`` (B, C)."""
-        device = self.text.device
-        images = self.student.normalise(batch["images"].to(device))
-        with autocast(device, self.config.precision):
-            features = self.student.encode_image(images)
-        losses = {"cls": self.objective(features, self.text, self.text, batch["targets"].to(device))}
-        if self.teacher is not None:
-            with torch.no_grad(), autocast(device, self.config.precision):
-                teacher_cls = self.teacher.encode_image(images).cls
+        features, teacher_cls = self.features(batch["images"])
+        with autocast(self.text.device, self.config.precision):
+            text = self.texts()
+        losses = {"cls": self.objective(features, text, text, batch["targets"].to(self.text.device))}
+        if teacher_cls is not None:
             losses["kd"] = self.config.kd_weight * distillation_loss(features.cls, teacher_cls)
         return losses
 
@@ -126,41 +148,27 @@ def train_stage1(
     """
     with training_session("stage1", dataset, experiment, run, start=clip, device=device, show=show) as session:
         if session.done is None:
-            session.conclude(_train(session.dataset, session.experiment, session.run, session.start, show))
+            session.conclude(_train(session))
         return session.scorer
 
 
-def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, show: bool) -> Scorer:
-    clip = copy.deepcopy(start.clip)
-    text = hand_crafted(clip, dataset.classes, experiment.template)
-    store = ImageStore.open(dataset.train, clip.image_size, mode=experiment.resize)
-    objective = starting_objective(experiment.stage1, experiment, dataset, clip, text, store.images)
-    task = DualViewAlignment(clip, text, objective, experiment)
+def _train(session: TrainingSession) -> Scorer:
+    dataset, experiment, config = session.dataset, session.experiment, session.experiment.stage1
+    student = student_of(experiment, session.start.clip)
+    store = ImageStore.open(dataset.train, student.image_size, mode=experiment.resize)
+    text = hand_crafted(student, dataset.classes, experiment.template)
+    objective = starting_objective(config, experiment, dataset, student, text, store.images)
+    task = DualViewAlignment(student, session.start.clip, dataset.classes, objective, experiment)
 
     def scorer() -> Scorer:
-        return Scorer(
-            clip,
-            dataset.classes,
-            text,
-            score=experiment.score,
-            resize=experiment.resize,
-            template=experiment.template,
-            method="stage 1",
-            precision=experiment.stage1.precision,
-        )
+        with torch.no_grad():
+            texts = task.texts()
+        return scorer_of(experiment, dataset, student, texts, method="stage 1", precision=config.precision)
 
-    fit(
-        task,
-        ViewBatches(store, dataset, experiment),
-        experiment.stage1,
-        run,
-        stage="stage1",
-        n_images=len(dataset.train),
-        seed=experiment.seed,
-        validate=validation_map(dataset, experiment, scorer),
-        keep_best=experiment.selection == "validation",
-        show=show,
-    )
-    run.log(stage="stage1", **objective.record())
-    clip.requires_grad_(False)
+    def score(split: Split) -> np.ndarray:
+        return scorer().score(split, show=False)
+
+    fit_stage("stage1", task, ViewBatches(store, dataset, experiment), config, session, score)
+    session.run.log(stage="stage1", **objective.record())
+    student.requires_grad_(False)
     return scorer()

@@ -6,23 +6,24 @@ L2 = L_cls + sc_weight * L_sc.  The ViT is frozen and the view fixed, so feature
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from hpdval.config import Experiment
-from hpdval.data.dataset import Dataset
+from hpdval.config import Experiment, Stage2Config
+from hpdval.data.dataset import Dataset, Split
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
+from hpdval.models.student import make_student
 from hpdval.run import Run
 from hpdval.scoring import Scorer, encode_split
 from hpdval.training.batches import Batch
-from hpdval.training.loop import Task, fit
-from hpdval.training.objective import Objective, starting_objective, validation_map
+from hpdval.training.loop import Task
+from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.optim import parameter_groups
-from hpdval.training.session import training_session
+from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
 
 
 def semantic_consistency_loss(fixed: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
@@ -32,6 +33,17 @@ def semantic_consistency_loss(fixed: torch.Tensor, learned: torch.Tensor) -> tor
     tensor(2.)
     """
     return (fixed.float() - learned.float()).abs().mean()
+
+
+def consistency(
+    config: Stage2Config, fixed: torch.Tensor, texts: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return ``sc``, weighted, of the anchored sets of ``texts`` (C, D) each; nothing where the weight is 0."""
+    if not config.sc_weight:
+        return {}
+    anchored = SETS if config.sc_anchor == "both" else (config.sc_anchor,)
+    distances = [semantic_consistency_loss(fixed, texts[name]) for name in anchored]
+    return {"sc": config.sc_weight * torch.stack(distances).sum()}
 
 
 class PromptTuning(Task):
@@ -70,11 +82,7 @@ class PromptTuning(Task):
         """Return ``cls`` and ``sc`` of a batch with ``features`` and ``targets`` (B, C)."""
         texts = self.texts()
         losses = {"cls": self.objective(batch["features"], texts["global"], texts["local"], batch["targets"])}
-        anchored = SETS if self.config.sc_anchor == "both" else (self.config.sc_anchor,)
-        if self.config.sc_weight:
-            distances = [semantic_consistency_loss(self.text, texts[name]) for name in anchored]
-            losses["sc"] = self.config.sc_weight * torch.stack(distances).sum()
-        return losses
+        return losses | consistency(self.config, self.text, texts)
 
 
 class FeatureBatches:
@@ -116,46 +124,35 @@ def train_stage2(
     """
     with training_session("stage2", dataset, experiment, run, start=start, device=device, show=show) as session:
         if session.done is None:
-            session.conclude(_train(session.dataset, session.experiment, session.run, session.start, show))
+            session.conclude(_train(session))
         return session.scorer
 
 
-def _train(dataset: Dataset, experiment: Experiment, run: Run, start: Scorer, show: bool) -> Scorer:
-    config = experiment.stage2
-    text = hand_crafted(start.clip, dataset.classes, experiment.template)
-    features = encode_split(start.clip, dataset.train, resize=experiment.resize, precision=config.precision, show=show)
-    objective = starting_objective(config, experiment, dataset, start.clip, text, features)
-    task = PromptTuning(start.clip, dataset.classes, text, objective, experiment)
+def _train(session: TrainingSession) -> Scorer:
+    dataset, experiment, config = session.dataset, session.experiment, session.experiment.stage2
+    clip = session.start.clip if experiment.normalise else make_student(session.start.clip, normalise=False)
+    text = hand_crafted(clip, dataset.classes, experiment.template)
+    options = {"resize": experiment.resize, "precision": config.precision}
+    features = encode_split(clip, dataset.train, show=session.show, **options)
+    objective = starting_objective(config, experiment, dataset, clip, text, features)
+    task = PromptTuning(clip, dataset.classes, text, objective, experiment)
 
     def scorer() -> Scorer:
         with torch.no_grad():
             texts = task.texts()
-        result = Scorer(
-            start.clip,
-            dataset.classes,
-            texts["global"],
-            texts["local"],
-            score=experiment.score,
-            resize=experiment.resize,
-            template=experiment.template,
-            contexts=dict(task.prompts.contexts.items()),
-            method="stage 2",
-            precision=config.precision,
-        )
-        result.share_clip_of(start)
+        contexts = dict(task.prompts.contexts.items())
+        about = {"contexts": contexts, "method": "stage 2", "precision": config.precision}
+        result = scorer_of(experiment, dataset, clip, texts["global"], texts["local"], **about)
+        result.share_clip_of(session.start)
         return result
 
-    fit(
-        task,
-        FeatureBatches(features, dataset),
-        config,
-        run,
-        stage="stage2",
-        n_images=len(dataset.train),
-        seed=experiment.seed,
-        validate=validation_map(dataset, experiment, scorer),
-        keep_best=experiment.selection == "validation",
-        show=show,
-    )
-    run.log(stage="stage2", **objective.record(), context_shift=task.prompts.moved())
+    seen: dict[int, ImageFeatures] = {}  # the encoder is fixed, so a split is encoded once
+
+    def score(split: Split) -> np.ndarray:
+        if id(split) not in seen:
+            seen[id(split)] = encode_split(clip, split, show=False, **options)
+        return scorer().score_features(seen[id(split)]).cpu().numpy()
+
+    fit_stage("stage2", task, FeatureBatches(features, dataset), config, session, score)
+    session.run.log(stage="stage2", **objective.record(), context_shift=task.prompts.moved())
     return scorer()

@@ -1,0 +1,61 @@
+"""All stages that an experiment names, one run folder each: ``hpdval.train``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpdval.config import Experiment
+from hpdval.data.dataset import Dataset
+from hpdval.models import Clip, load_clip
+from hpdval.models.numeric import resolve_device
+from hpdval.recipes import get_recipe
+from hpdval.scoring import open_run, report_run, zero_shot_scorer
+from hpdval.training.joint import train_joint
+from hpdval.training.stage1 import train_stage1
+from hpdval.training.stage2 import train_stage2
+
+
+def train(
+    dataset: Dataset,
+    experiment: Experiment | str = "scenes",
+    *,
+    run: str | os.PathLike[str],
+    clip: Clip | None = None,
+    device: str = "auto",
+    show: bool = True,
+) -> dict[str, Path]:
+    """Run zero-shot and every stage of the experiment, and return the folder of each finished run by its method.
+
+    ``experiment.stages`` says which: ``sequence`` (stage 1, and stage 2 on its encoder), ``separate`` (both from CLIP,
+    as the released scripts do), ``stage1``, ``stage2`` or ``joint``.  What is finished below ``run`` is skipped, what
+    was interrupted continues.
+
+    Args:
+        run: the folder below which ``zero-shot``, ``stage1``, ``stage2`` or ``joint`` are made.
+        clip: the model to start from; by default what the experiment names.
+
+    Raises:
+        RunError: a folder is in use or holds another run.
+        NonFiniteLossError: the loss became NaN or infinite; nothing was updated from it.
+    """
+    experiment = get_recipe(experiment) if isinstance(experiment, str) else experiment
+    folder, stages = Path(run), experiment.stages
+    where = str(resolve_device(device))
+    clip = clip or load_clip(experiment.clip, pretrained=experiment.pretrained, device=where)
+    runs = {"zero-shot": folder / "zero-shot"}
+    plain = zero_shot_scorer(clip, dataset.classes, template=experiment.template, resize=experiment.resize)
+    with open_run(runs["zero-shot"], "zero-shot", dataset, experiment, plain) as opened:
+        if not opened.finished:
+            report_run(opened, plain, dataset, experiment, show=show)
+    if stages in ("sequence", "separate", "stage1"):
+        runs["stage 1"] = folder / "stage1"
+        train_stage1(dataset, experiment, run=runs["stage 1"], clip=clip, device=device, show=show)
+    if stages in ("sequence", "separate", "stage2"):
+        runs["stage 2"] = folder / "stage2"
+        start = runs["stage 1"] if stages == "sequence" else plain
+        train_stage2(dataset, experiment, run=runs["stage 2"], start=start, device=device, show=show)
+    if stages == "joint":
+        runs["joint"] = folder / "joint"
+        train_joint(dataset, experiment, run=runs["joint"], clip=clip, device=device, show=show)
+    return runs
