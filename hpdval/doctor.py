@@ -91,6 +91,7 @@ def weights() -> Iterator[str]:
             yield f"{name}: in the hub's cache"
         else:
             yield f"{name}: not here; fetched on first use, or by: hf download {repository}"
+    yield "OpenAI's ViT-B-32.pt, ViT-B-16.pt, ViT-L-14.pt, ViT-L-14-336px.pt: known by sha256 wherever they lie"
     yield "any other: give a local file or folder as `pretrained`; nothing is downloaded then"
 
 

@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from hpdval.errors import ConfigError, ModelError
 from hpdval.models import Clip, dual_view_scores, hand_crafted, load_clip
@@ -274,6 +275,31 @@ def test_golden_features(golden: Path, activation: str, dtype: torch.dtype, tole
     check(dual_view_scores(*features, text, alpha=0.5, **released), "score_clipvit")  # type: ignore[arg-type]
     teacher = torch.from_numpy(vectors["kd_teacher_cls"])
     check((teacher - features.cls.double()).abs().mean(), "kd_l1_mean")
+
+
+@pytest.mark.shared
+@torch.no_grad()
+def test_golden_weights_are_taken_exactly_and_their_activation_matters(golden: Path) -> None:
+    """The weights fit either configuration: only the json, and the fingerprint, tell which numbers come out."""
+    path = golden / "clip_small.safetensors"
+    quick, plain = (load_clip(golden / f"clip_small_{name}.json", pretrained=path) for name in ("quickgelu", "gelu"))
+    stored = load_file(path)
+    assert stored["token_embedding.weight"].dtype == torch.float16
+    for clip in (quick, plain):
+        loaded = clip.model.state_dict()
+        assert loaded.keys() == stored.keys()
+        assert all(torch.equal(loaded[key], value.float()) for key, value in stored.items())
+        assert clip.note == ""
+    assert quick.weights_sha256 == plain.weights_sha256
+    assert quick.fingerprint != plain.fingerprint
+
+    with np.load(golden / "clip_small_quickgelu.npz") as file:
+        image, expected = torch.from_numpy(file["image"]), {name: file[name] for name in ("cls", "patch", "text")}
+        ids = torch.from_numpy(file["token_ids"]).long()
+    wrong = {**plain.encode_image(image)._asdict(), "text": plain.encode_tokens(ids)}
+    wrong["patch"] = wrong.pop("patches")
+    for name, right in expected.items():  # far beyond the 1e-5 that float32 may differ
+        assert np.abs(wrong[name].numpy() - right).max() > 1e-3 * np.abs(right).max(), name
 
 
 @pytest.mark.shared

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import hpdval.assets
 from hpdval.errors import ConfigError, HpdvalError, ModelError
 from hpdval.files import sha256_file
-from hpdval.models import Clip, load_clip
+from hpdval.models import Clip, load_clip, weights
 
 SMALL: dict[str, Any] = {
     "embed_dim": 16,
@@ -217,6 +217,106 @@ def test_a_folder_without_weights_is_an_error(config: Path, tmp_path: Path) -> N
         load_clip(config, pretrained=tmp_path / "empty")
 
 
+def test_a_file_beside_a_configuration_is_checked_as_its_folder_is(config: Path, trained: Clip, tmp_path: Path) -> None:
+    trained.save(tmp_path / "model")
+    beside = tmp_path / "model" / "open_clip_config.json"
+    other = (tmp_path / "model" / "open_clip_model.safetensors").rename(tmp_path / "model" / "epoch_3.safetensors")
+    changed(config, quick_gelu=True)
+    with pytest.raises(ModelError, match=r"open_clip_config.json and .*config.json differ in quick_gelu") as caught:
+        load_clip(config, pretrained=other)
+    way_out = str(caught.value).partition("load the file with it: ")[2]
+    assert eval(way_out, {"load_clip": load_clip}).fingerprint == trained.fingerprint
+    beside.write_text("[]")
+    with pytest.raises(ModelError, match=r"open_clip_config.json is no CLIP configuration"):
+        load_clip(config, pretrained=other)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_preprocessing_comes_from_beside_the_weights(config: Path, trained: Clip, tmp_path: Path, whole: bool) -> None:
+    folder = tmp_path / "model"
+    trained.save(folder)
+    source = folder if whole else folder / "open_clip_model.safetensors"
+    assert load_clip(config, pretrained=source).note == ""  # the same as the configuration's
+    theirs = {**trained.config, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "size": 999}}
+    (folder / "open_clip_config.json").write_text(json.dumps(theirs))
+    clip = load_clip(config, pretrained=source)
+    assert (clip.preprocess.mean, clip.preprocess.size) == ((0.5, 0.4, 0.3), 32)
+    assert clip.note == f"preprocessing is that of {folder / 'open_clip_config.json'}"
+
+
+def test_a_file_that_does_not_say_how_it_was_trained_is_noted(
+    config: Path, trained: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", {**SMALL, "quick_gelu": True})
+    save_file(trained.model.state_dict(), tmp_path / "weights.safetensors")
+    clip = load_clip("tiny", pretrained=tmp_path / "weights.safetensors")
+    assert clip.note == "activation and preprocessing are those of the name; this file does not say"
+    assert clip.config["model_cfg"]["quick_gelu"] is True
+    assert load_clip(config, pretrained=tmp_path / "weights.safetensors").note == ""  # a configuration says it itself
+
+
+def test_the_clip_of_a_run_has_its_own_configuration(trained: Clip, tmp_path: Path) -> None:
+    """``clip.json`` belongs to ``clip.safetensors``, whatever else was saved into the folder."""
+    options = {"model_cfg": {**SMALL, "quick_gelu": True}, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (tmp_path / "clip.json").write_text(json.dumps(options))
+    save_file(trained.model.state_dict(), tmp_path / "clip.safetensors")
+    alone = load_clip(tmp_path / "clip.json", pretrained=tmp_path / "clip.safetensors")
+    trained.save(tmp_path)
+    again = load_clip(tmp_path / "clip.json", pretrained=tmp_path / "clip.safetensors")
+    assert (alone.note, again.note) == ("", "")
+    assert again.fingerprint == alone.fingerprint != trained.fingerprint
+    assert again.preprocess.mean == (0.1, 0.2, 0.3)
+
+
+# -- a hash that is asked for ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_the_hash_is_checked_before_anything_is_read(
+    config: Path, trained: Clip, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state = tmp_path / f"weights{suffix}", trained.model.state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    pin = sha256_file(path)
+    assert load_clip(config, pretrained=path, sha256=pin.upper()).weights_sha256 == trained.weights_sha256
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr(weights, "_parse", None)  # would fail if it were called
+    with pytest.raises(ModelError, match=rf"has sha256 {sha256_file(path)[:12]}..., not {pin[:12]}...") as caught:
+        load_clip(config, pretrained=path, sha256=pin)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_was_hashed_is_what_is_read(
+    config: Path, trained: Clip, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(clip: Clip) -> None:
+        state = clip.model.state_dict()
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+
+    def check_then_replace(*args: Any) -> Any:
+        found = check(*args)
+        write(load_clip(config, seed=8))
+        return found
+
+    path, check = tmp_path / f"weights{suffix}", weights._check
+    write(trained)
+    monkeypatch.setattr(weights, "_check", check_then_replace)
+    clip = load_clip(config, pretrained=path, sha256=sha256_file(path))
+    assert clip.weights_sha256 == trained.weights_sha256
+
+
+@pytest.mark.parametrize("pin", ["", "5806e77cd80f", "g" * 64])
+def test_a_hash_that_is_none_is_an_error(config: Path, trained: Clip, tmp_path: Path, pin: str) -> None:
+    trained.save(tmp_path / "model")
+    with pytest.raises(ModelError, match=rf"sha256 is '{pin}'; it must be 64 hexadecimal digits"):
+        load_clip(config, pretrained=tmp_path / "model", sha256=pin)
+    with pytest.raises(ModelError, match=r"sha256 was given, but .*config.json has random weights; give a file"):
+        load_clip(config, sha256=pin)
+
+
 def test_weights_that_do_not_fit_are_named(config: Path, trained: Clip, tmp_path: Path) -> None:
     state = trained.model.state_dict()
     state["visual.surplus"] = state.pop("visual.proj")
@@ -358,6 +458,13 @@ def test_a_failed_download_says_what_to_do(tagged: str, monkeypatch: pytest.Monk
     with pytest.raises(ModelError, match=r"could not download 'openai' of tiny .* give the path of the file") as caught:
         load_clip(tagged, pretrained="openai")
     assert "\n" not in str(caught.value)
+
+
+def test_a_download_is_held_to_the_hash_asked_for(tagged: str, trained: Clip, tmp_path: Path) -> None:
+    pin = sha256_file(tmp_path / "openai.safetensors")
+    assert load_clip(tagged, pretrained="openai", sha256=pin).weights_sha256 == trained.weights_sha256
+    with pytest.raises(ModelError, match=r"openai.safetensors has sha256 .*, not 000000000000... as asked"):
+        load_clip(tagged, pretrained="openai", sha256="0" * 64)
 
 
 def test_an_unknown_tag_lists_the_known_ones(tagged: str, config: Path) -> None:

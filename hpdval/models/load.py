@@ -31,6 +31,7 @@ def load_clip(
     device: str | torch.device = "cpu",
     image_size: int | None = None,
     seed: int = 0,
+    sha256: str | None = None,
 ) -> Clip:
     """Load a CLIP with a ViT image tower, in float32, in eval mode.
 
@@ -40,36 +41,49 @@ def load_clip(
             the small model shipped with this package.
         pretrained: an open_clip tag, downloaded by open_clip on this request only; a local file (.safetensors, .pt,
             .pth, .bin); a folder as above; None for random weights (for ``"scenes"`` and a folder: their own).
+            A TorchScript archive is code: OpenAI's own are known, any other needs ``sha256``.
         device: where the model goes; ``"auto"`` is CUDA where there is one.
         image_size: S in pixels, if not the native one: positional embeddings are interpolated (open_clip's own ViTs).
         seed: of the random weights.
+        sha256: what the file of weights must have, local or downloaded; of downloads see also
+            :func:`hpdval.models.weights.download`.
 
-    A tag brings its activation: ``load_clip("ViT-B-16", pretrained="openai")`` switches to the QuickGELU these weights
-    were trained with, and says so in ``.note`` (open_clip itself only warns).
+    Activation and preprocessing travel with the weights. A tag brings both, and so does OpenAI's own archive:
+    ``load_clip("ViT-B-16", pretrained="openai")`` switches to the QuickGELU these weights were trained with, and says
+    so in ``.note`` (open_clip itself only warns). A folder, or the folder a file lies in, brings the preprocessing of
+    its ``open_clip_config.json`` and must agree on the activation. Where neither says anything, ``.note`` does.
 
     Raises:
         ConfigError: an unknown or absent device.
-        ModelError: an unknown name or tag, weights that do not fit or would run code, a failed download, or a tower
-            that gives no projected patch tokens.
+        ModelError: an unknown name or tag, weights that do not fit, have another sha256 or would run code, a failed
+            download, or a tower that gives no projected patch tokens.
     """
     config, source, shown = _resolve(name, pretrained)
-    notes = []
-    tag = None if source is None or isinstance(source, Path) else open_clip.get_pretrained_cfg(shown, source)
+    notes: list[str] = []
+    state = tag = None
+    if source is None and sha256 is not None:
+        raise ModelError(
+            f"sha256 was given, but {shown} has random weights; give a file, a folder or a tag as pretrained"
+        )
+    if isinstance(source, Path):
+        state, origin = weights.read(source, sha256)
+        if origin:
+            tag = open_clip.get_pretrained_cfg(origin, "openai")
+        elif pretrained is not None:
+            notes += _heed_folder(config, source, shown)
+    elif source is not None:
+        tag = open_clip.get_pretrained_cfg(shown, source)
     if tag:
-        if bool(tag.get("quick_gelu")) != bool(config["model_cfg"].get("quick_gelu")):
-            notes.append(
-                f"activation switched to {'QuickGELU' if tag.get('quick_gelu') else 'GELU'}, as {source!r} was trained"
-            )
-        config["model_cfg"]["quick_gelu"] = bool(tag.get("quick_gelu"))
-        config["preprocess_cfg"].update(tag)
+        notes += _heed_tag(config, tag, str(source))
     if image_size is not None:
         config["model_cfg"]["vision_cfg"]["image_size"] = image_size
     model = _build(config, shown, seed)
-    path = weights.download(shown, str(source)) if tag else source
-    if path is None:
+    if isinstance(source, str):  # only now: what cannot be built is not downloaded
+        state = weights.read_state_dict(weights.download(shown, source), sha256)
+    if state is None:
         notes.append("random weights: nothing was loaded (pretrained=None)")
     else:
-        weights.load_weights(model, Path(path), shown, resize=image_size is not None)
+        weights.load_weights(model, state, str(source), shown, resize=image_size is not None)
     clip = Clip(model, config, shown, None if source is None else str(source), "; ".join(notes))
     return clip.to(resolve_device(device)).eval()
 
@@ -94,14 +108,6 @@ def _resolve(name: Any, pretrained: Any) -> tuple[dict[str, Any], Path | str | N
     if pretrained is None:
         return config, source, shown
     if Path(pretrained).is_dir():
-        other = Path(pretrained) / weights.FOLDER_CONFIG
-        if other.is_file():
-            theirs = _normal_form(read_json(other), str(other))
-            if bool(theirs["model_cfg"].get("quick_gelu")) != bool(config["model_cfg"].get("quick_gelu")):
-                raise ModelError(
-                    f"{other} and {shown} differ in quick_gelu; load the folder itself: load_clip({str(pretrained)!r})"
-                )
-            config["preprocess_cfg"] = theirs["preprocess_cfg"]
         return config, weights.weights_in(Path(pretrained)), shown
     if Path(pretrained).suffix in weights.SUFFIXES or Path(pretrained).exists():
         return config, Path(pretrained), shown
@@ -111,6 +117,34 @@ def _resolve(name: Any, pretrained: Any) -> tuple[dict[str, Any], Path | str | N
     raise ModelError(
         f"pretrained={str(pretrained)!r} is no file, no folder and no open_clip tag of {shown} (tags: {tags})"
     )
+
+
+def _heed_tag(config: dict[str, Any], tag: dict[str, Any], source: str) -> list[str]:
+    """Take over activation and preprocessing of what open_clip knows about weights, and return notes."""
+    mine, theirs = (bool(known.get("quick_gelu")) for known in (config["model_cfg"], tag))
+    config["model_cfg"]["quick_gelu"] = theirs
+    config["preprocess_cfg"].update(tag)
+    switched = f"activation switched to {'QuickGELU' if theirs else 'GELU'}, as {source!r} was trained"
+    return [] if mine == theirs else [switched]
+
+
+def _heed_folder(config: dict[str, Any], file: Path, shown: str) -> list[str]:
+    """Check the activation against the configuration beside a file, take over its preprocessing, and return notes."""
+    beside = file.parent / weights.FOLDER_CONFIG
+    if Path(shown) == file.with_suffix(".json"):  # the file's own configuration, as in the folder of a run
+        return []
+    if not beside.is_file():
+        silent = "activation and preprocessing are those of the name; this file does not say"
+        return [silent] if shown in open_clip.list_models() else []
+    theirs = _normal_form(read_json(beside), str(beside))
+    if bool(theirs["model_cfg"].get("quick_gelu")) != bool(config["model_cfg"].get("quick_gelu")):
+        way_out = f"load the folder itself: load_clip({str(file.parent)!r})"
+        if file.name != weights.FOLDER_FILES[0]:  # a folder stands for the first it has
+            way_out = f"load the file with it: load_clip({str(beside)!r}, pretrained={str(file)!r})"
+        raise ModelError(f"{beside} and {shown} differ in quick_gelu; {way_out}")
+    mine, config["preprocess_cfg"] = config["preprocess_cfg"], theirs["preprocess_cfg"]
+    before, after = (Preprocess.from_json({**p, "size": 0}) for p in (mine, config["preprocess_cfg"]))
+    return [] if before == after else [f"preprocessing is that of {beside}"]
 
 
 def _normal_form(config: Any, shown: str) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ import open_clip
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +26,13 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 FOLDER_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 FOLDER_CONFIG = "open_clip_config.json"
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # scalars in OpenAI's archives
+# the sha256 of OpenAI's archives, as their addresses carry it (open_clip/pretrained.py, and github.com/openai/CLIP)
+OPENAI = {
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B-16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
+}
 UNUSED = ("logit_scale", "logit_bias")  # of the contrastive training; no encoder uses them, so they may be absent
 
 
@@ -34,7 +45,11 @@ def weights_in(folder: Path) -> Path:
 
 
 def download(name: str, tag: str) -> Path:
-    """Download the weights open_clip knows as ``tag`` of the model ``name``, or find them in its cache."""
+    """Download the weights open_clip knows as ``tag`` of the model ``name``, or find them in its cache.
+
+    open_clip checks the sha256 of what it fetches from OpenAI's and its own addresses; of a file from the Hugging Face
+    hub, where most tags live, only a ``sha256`` given to :func:`hpdval.load_clip` is checked.
+    """
     try:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
     except Exception as error:  # hub, urllib and ssl each have their own family of errors
@@ -44,25 +59,41 @@ def download(name: str, tag: str) -> Path:
         ) from error
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from safetensors or from torch's format, never running code from the file.
+def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of :func:`read`, for callers to whom their origin is no news."""
+    return read(path, sha256)[0]
+
+
+def read(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], str | None]:
+    """Read named tensors from safetensors or torch's format, running no code but that of a pinned archive.
+
+    A TorchScript archive is code, and is read by ``torch.jit`` if its SHA-256 is ``sha256`` or one of :data:`OPENAI`.
+    What is hashed are the bytes that are read, not the file, which may be replaced in between.
+
+    Args:
+        path: a file with one of :data:`SUFFIXES`.
+        sha256: what the file must have, 64 hexadecimal digits; checked before anything is read from it.
+
+    Returns:
+        The tensors by name, and the open_clip model whose archive by OpenAI this is, or None.
 
     Raises:
-        ModelError: absent, damaged, of another kind, a pickle that wants to run code, or a TorchScript archive.
+        ModelError: absent, damaged, of another kind or hash, a pickle that wants to run code, or an unknown archive.
     """
     if path.suffix not in SUFFIXES:
         raise ModelError(f"{path} has suffix {path.suffix!r}; weights are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ModelError(f"{path} does not exist")
-    if _is_torchscript(path):
-        raise ModelError(
-            f"{path} is a TorchScript archive, which is code; use the open_clip tag 'openai' or convert it"
-        )
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
+        if sha256 is None and not _is_torchscript(path):
+            state: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+            origin = None
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            data = path.read_bytes()
+            origin = _check(data, path, sha256)
+            state = _parse(data, path.suffix)
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:  # torch's own text here advises to run the code
         raise ModelError(
             f"{path} was refused: a pickle that would run code, or damaged; weights are plain tensors"
@@ -73,18 +104,53 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = state["state_dict"]  # a training checkpoint of open_clip
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state dict; it must map names to tensors")
-    return {key.removeprefix("module."): value for key, value in state.items() if key not in NOT_WEIGHTS}
+    return {key.removeprefix("module."): value for key, value in state.items() if key not in NOT_WEIGHTS}, origin
 
 
-def load_weights(model: nn.Module, path: Path, name: str, *, resize: bool = False) -> None:
-    """Load a file into an open_clip model; every tensor must fit, whatever precision it is stored in.
+def _check(data: bytes, path: Path, sha256: str | None) -> str | None:
+    """Refuse bytes that are not the ones asked for, or an archive nobody asked for; return OpenAI's name of them."""
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None:
+        wanted = str(sha256).lower()
+        if not re.fullmatch("[0-9a-f]{64}", wanted):
+            raise ModelError(f"sha256 is {wanted[:80]!r}; it must be 64 hexadecimal digits, as sha256sum prints them")
+        if found != wanted:
+            raise ModelError(
+                f"{path} has sha256 {found[:12]}..., not {wanted[:12]}... as asked; it is damaged or another file, "
+                f"and nothing was read from it"
+            )
+    elif found not in OPENAI and _is_torchscript(io.BytesIO(data)):
+        raise ModelError(
+            f"{path} is a TorchScript archive, which is code; use the open_clip tag 'openai' or convert it, or accept "
+            f"this one, if you trust where it comes from, with sha256='{found}'"
+        )
+    return OPENAI.get(found)
+
+
+def _parse(data: bytes, suffix: str) -> Any:
+    """Read bytes that were checked."""
+    if _is_torchscript(io.BytesIO(data)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")  # Future- or DeprecationWarning
+            return torch.jit.load(io.BytesIO(data), map_location="cpu").state_dict()
+    return load_bytes(data) if suffix == ".safetensors" else _torch_load(io.BytesIO(data))
+
+
+def _torch_load(source: Path | io.BytesIO) -> Any:
+    return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def load_weights(
+    model: nn.Module, state: dict[str, Tensor], path: Path | str, name: str, *, resize: bool = False
+) -> None:
+    """Load what was read from ``path`` into an open_clip model; every tensor must fit, whatever its precision.
 
     ``resize``: interpolate the image tower's positional embeddings to the model's grid, as open_clip does.
 
     Raises:
         ModelError: keys are missing, unexpected or of another shape (some are named), or values are not finite.
     """
-    state = convert_state_dict(model, read_state_dict(path))
+    state = convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     own = model.state_dict()
@@ -119,9 +185,9 @@ def weights_digest(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _is_torchscript(path: Path) -> bool:
+def _is_torchscript(source: Path | io.BytesIO) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(source) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
