@@ -70,7 +70,7 @@ def _check(owner: str, name: str, value: Any, hint: Any, metadata: Mapping[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Checked):
-    """Dual-view score (HP-DVAL eq. 4-6): ``alpha`` weighs the view ``reading`` says; ``k`` patches are averaged."""
+    """Dual-view score (HP-DVAL eq. 4-5): ``alpha`` weighs the view ``reading`` says; ``k`` patches are averaged."""
 
     alpha: float = number(0.4, 0.0, 1.0)
     k: int | float = number(32 / 196, above=0)  # an int counts patches; a float in (0, 1] is a fraction of them

@@ -63,6 +63,28 @@ def test_the_code_that_the_page_of_the_method_names_is_there() -> None:
         assert getattr(import_module(module), item).__doc__
 
 
+def numbers(text: str) -> set[int]:
+    """The equations that a text names: "2, 16", "eq. 11-15", "equations 11 to 15", "eq. 10 and 17"."""
+    found: set[int] = set()
+    for first, last in re.findall(r"\b(\d{1,2})\b(?:(?:-| to )(\d{1,2})\b)?", text):
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_every_equation_is_named_where_it_is_computed() -> None:
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:[^|]+ \| )?([\d, -]+) \| [^|]+ \| `(hpdval[\w.]+)` \|$", page, re.MULTILINE)
+    seen: set[int] = set()
+    for equations, name in rows:
+        module, _, item = name.rpartition(".")
+        words = getattr(import_module(module), item).__doc__
+        said = {n for part in re.findall(r"eq\.((?:,|;| and|-| |\d)+)", words) for n in numbers(part)}
+        if equations.strip(" -"):
+            assert numbers(equations) <= said, name
+        seen |= numbers(equations)
+    assert {2, 4, 5, 10, 11, 12, 13, 14, 15, 16, 17} <= seen, "all that the package computes"
+
+
 def test_the_source_distribution_holds_what_tests_read() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     included = tools["hatch"]["build"]["targets"]["sdist"]["include"]

@@ -101,7 +101,7 @@ def build_tower(section: Mapping[str, Any], visual: nn.Module, image_size: int, 
 
 
 class EmbeddingHead(nn.Sequential):
-    """The paper's projection of class token and patches: W - D, Tanh, D - D (768-512, Tanh, 512-512) [HP-DVAL, IV-A].
+    """The paper's projection of class token and patches alike: W - D, Tanh, D - D (HP-DVAL: 768-512, Tanh, 512-512).
 
     >>> EmbeddingHead(768, 512)(torch.zeros(2, 196, 768)).shape
     torch.Size([2, 196, 512])

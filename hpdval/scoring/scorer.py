@@ -105,7 +105,7 @@ class Scorer:
     """Images in, scores (N, C) out: what every method returns and every report reads.
 
     ``text_global`` and ``text_local`` (C, D) are the text embeddings of the two views; ``score`` says how the views are
-    fused (HP-DVAL eq. 4-6).  ``contexts`` holds learned context vectors (M, W), where there are any.
+    fused (HP-DVAL eq. 4-5).  ``contexts`` holds learned context vectors (M, W), where there are any.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ def zero_shot(
     """Return zero-shot scores (N, C) float32 of a split: cosines with the hand-crafted prompts of the classes.
 
     By default CLIP's own global view; an ``alpha``, which weighs the view that ``reading`` says, mixes in the mean of
-    the k best patches (HP-DVAL eq. 4-6).
+    the k best patches (HP-DVAL eq. 4-5).
     """
     score = ScoreConfig(alpha=GLOBAL_ALPHA.get(reading, 1.0) if alpha is None else alpha, k=k, reading=reading)
     return zero_shot_scorer(clip, classes, template=template, score=score, resize=resize).score(split, **options)
