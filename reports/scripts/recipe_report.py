@@ -117,7 +117,6 @@ def main(out: Path, target: Path) -> None:
     newest = read_manifest(seeds(out, "released", "stage1")[-1])
     wall = sum(read_json(path)["wall_seconds"] for path in out.rglob("manifest.json"))
     images, code, machine = newest["inputs"]["images"], newest["code"], newest["hardware"]
-    discussion = target.with_name(target.name + ".discussion.md")
     lines = [
         "# The recipes of paper, released code and hpdval on scenes-lt",
         "",
@@ -128,7 +127,7 @@ def main(out: Path, target: Path) -> None:
         "",
         to_markdown(table),
         "",
-        "a: epoch selected on test images, an upper bound; b: l2 read-out. Numbers with different marks do not compare.",
+        "a: epoch selected on test images, an upper bound; b: l2 read-out. Different marks do not compare.",
         "",
         *optimism(out),
         "",
@@ -140,14 +139,12 @@ def main(out: Path, target: Path) -> None:
         "",
         f"Stage 1 of `hpdval` with {', '.join(f'{k}={v}' for k, v in SHORT.items())}, and one difference each; "
         f"{count} seeds, last epoch, raw read-out. Difference of the total in points with a 95 % paired bootstrap "
-        "interval over test images; gain or loss: the interval excludes 0 and all seeds agree. Fifteen comparisons, not "
-        "corrected for their number.",
+        "interval over test images; gain or loss: the interval excludes 0 and all seeds agree. Fifteen comparisons, "
+        "not corrected for their number.",
         "",
         to_markdown(single),
         "",
     ]
-    if discussion.exists():
-        lines += [discussion.read_text(encoding="utf-8").rstrip(), ""]
     date = time.strftime("%Y-%m-%d", time.gmtime(newest["finished"]))
     lines += [
         f"Made on {date} by hpdval {code['version']}, commit {code['commit'][:10]}"
