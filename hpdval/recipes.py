@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hpdval.config import AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config
 from hpdval.errors import ConfigError
-from hpdval.overrides import override
+from hpdval.overrides import field_names, override
 
 
 def scenes() -> Experiment:
@@ -192,3 +193,14 @@ def get_recipe(name: str, *, dataset: str | None = None, **overrides: Any) -> Ex
         raise ConfigError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}")
     experiment = RECIPES[name]()
     return override(experiment if dataset is None else for_dataset(experiment, dataset), overrides)
+
+
+def differences(*names: str, dataset: str | None = None) -> dict[str, tuple[Any, ...]]:
+    """Return the fields in which recipes differ, by dotted name, each with its value in every one of them.
+
+    >>> differences("paper", "released")["score.reading"]
+    ('paper', 'released')
+    """
+    recipes = [get_recipe(name, dataset=dataset) for name in names]
+    values = {field: tuple(attrgetter(field)(recipe) for recipe in recipes) for field in field_names(recipes[0])}
+    return {field: each for field, each in values.items() if field != "name" and len(set(map(repr, each))) > 1}

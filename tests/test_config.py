@@ -14,7 +14,7 @@ import pytest
 from hpdval.config import LOSS_NAMES, Experiment, LossConfig, ScoreConfig, Stage1Config
 from hpdval.errors import ConfigError
 from hpdval.overrides import field_names, override, parse_overrides
-from hpdval.recipes import RECIPES, get_recipe
+from hpdval.recipes import RECIPES, differences, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -157,10 +157,8 @@ def test_the_page_of_the_method_lists_what_recipes_differ_in() -> None:
     header = next(line for line in lines if line[0] == "field")
     listed = {line[0]: line[1:] for line in lines[lines.index(header) + 1 :]}
     assert header[1:] == ["`paper`", "`released`", "`hpdval`", "`scenes`"]
-    recipes = [get_recipe(name.strip("`")) for name in header[1:]]
-    values = {name: [attrgetter(name)(recipe) for recipe in recipes] for name in field_names(recipes[0])[1:]}
-    differ = {f"`{name}`": list(map(str, each)) for name, each in values.items() if len(set(map(repr, each))) > 1}
-    assert listed == differ
+    found = differences(*(name.strip("`") for name in header[1:]))
+    assert listed == {f"`{name}`": list(map(str, each)) for name, each in found.items()}
 
 
 @pytest.mark.parametrize("name", ["paper", "released", "hpdval"])
