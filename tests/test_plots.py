@@ -88,6 +88,18 @@ def test_every_figure_draws_for_few_and_many_classes(name: str, n_classes: int) 
     assert any(titles) or figure.get_suptitle() or name in ("example_images", "ranking_examples")
 
 
+def test_curves_show_every_loss_and_what_was_watched() -> None:
+    losses = {"cls": 2.0, "kd": 0.5, "sc": 0.1, "loss": 2.6, "lr": 1e-3}
+    records = [{"stage": "joint", "step": n + 1, "epoch": n // 2, **losses} for n in range(6)]
+    records += [{"stage": "joint", "step": 2 * e + 2, "epoch": e, "test_map": m} for e, m in enumerate((50, 60, 55))]
+    figure = plots.loss_curves(records, "joint")
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+    assert titles[:4] == ["classification", "distillation", "semantic consistency", "total"]
+    assert titles[4:] == ["mAP on TEST images, percent", "learning rate"]
+    star = figure.axes[4].lines[-1].get_xydata()
+    assert star.tolist() == [[4.0, 60.0]]
+
+
 @pytest.mark.parametrize("name", ["class_frequency", "example_images", "ap_against_frequency"])
 def test_saving_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     world = World(5)

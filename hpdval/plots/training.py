@@ -11,36 +11,52 @@ from matplotlib.ticker import FuncFormatter
 from hpdval.plots.data import group_colours, group_legend
 from hpdval.plots.style import FAINT, INK, METHOD_COLOURS, Chart, new_chart, plain, styled, tick_size
 
-LOSS_NAMES = {"cls": "classification", "kd": "distillation", "sc": "semantic consistency", "loss": "total"}
+LOSSES = {  # title and colour
+    "cls": ("classification", "#0072B2"),
+    "kd": ("distillation", "#D55E00"),
+    "sc": ("semantic consistency", "#009E73"),
+    "loss": ("total", INK),
+}
+WATCHED = {"val_map": "mAP on validation, percent", "test_map": "mAP on TEST images, percent"}
 
 
 @styled
 def loss_curves(metrics: Sequence[Mapping[str, Any]], stage: str, *, title: str = "") -> Chart:
-    """Draw each loss of a stage against updates, with its mean over each epoch, and the learning rate.
+    """Draw each loss of a stage with its epoch means, the mAP that was watched, if any, and the learning rate.
 
     Args:
         metrics: records of ``run.metrics()``.
-        stage: ``"stage1"`` or ``"stage2"``.
+        stage: ``"stage1"``, ``"stage2"`` or ``"joint"``.
     """
-    records = [r for r in metrics if r.get("stage") == stage and "loss" in r]
-    names = [name for name in LOSS_NAMES if any(name in r for r in records)]
-    figure = new_chart(2.9 * (len(names) + 1), 2.7)
-    panels = figure.subplots(1, len(names) + 1)
+    own = [r for r in metrics if r.get("stage") == stage]
+    records = [r for r in own if "loss" in r]
+    names = [name for name in LOSSES if any(name in r for r in records)]
+    watched = [name for name in WATCHED if any(name in r for r in own)]
+    count = len(names) + len(watched) + 1
+    figure = new_chart(2.9 * count, 2.7)
+    panels = figure.subplots(1, count)
     steps, epochs = (np.array([r[key] for r in records]) for key in ("step", "epoch"))
-    for panel, (name, colour) in zip(panels, zip(names, ("#0072B2", "#D55E00", INK), strict=False), strict=False):
+    for panel, name in zip(panels, names, strict=False):
         values = np.array([r.get(name, np.nan) for r in records])
         panel.plot(steps, values, color=FAINT, lw=0.8)
         ends = [e for e in np.unique(epochs) if np.isfinite(values[epochs == e]).any()]
         means = [values[epochs == e].mean() for e in ends]
-        panel.plot([steps[epochs == e].mean() for e in ends], means, "o-", color=colour, ms=3.5, lw=1.5)
-        panel.set_title(LOSS_NAMES[name])
+        panel.plot([steps[epochs == e].mean() for e in ends], means, "o-", color=LOSSES[name][1], ms=3.5, lw=1.5)
+        panel.set_title(LOSSES[name][0])
         panel.set_xlabel("update (dots: epoch means)")
+        panel.set_ylim(bottom=0)
+    for panel, name in zip(panels[len(names) :], watched, strict=False):
+        points = np.array([(r["step"], r[name]) for r in own if name in r])
+        panel.plot(*points.T, "o-", color="#CC79A7", ms=3.5, lw=1.5)
+        panel.plot(*points[points[:, 1].argmax()], "*", color=INK, ms=9)
+        panel.set_title(WATCHED[name])
+        panel.set_xlabel("update (star: best epoch)")
     panels[-1].plot(steps, [r["lr"] for r in records], color=INK, lw=1.2)
     panels[-1].set_title("learning rate")
     panels[-1].set_xlabel("update")
     panels[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    panels[-1].set_ylim(bottom=0)
     for panel in panels:
-        panel.set_ylim(bottom=0)
         panel.grid(axis="y")
     if title:
         figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
