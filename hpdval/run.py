@@ -234,13 +234,27 @@ def read_predictions(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         RunError: the run is unfinished, has no predictions, or the file was altered.
     """
-    manifest, path = read_manifest(folder), Path(folder) / "predictions.npz"
-    if "predictions.npz" not in manifest["files"] or not path.exists():
-        raise RunError(f"{folder} has no predictions.npz")
-    if sha256_file(path) != manifest["files"]["predictions.npz"]:
-        raise RunError(f"{path} differs from its hash in the manifest; it is damaged or was altered")
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(_checked_file(folder, "predictions.npz"), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the record in ``result.json`` of a finished run, checked against the manifest's hash.
+
+    Raises:
+        RunError: the run is unfinished, has no result, or the file was altered.
+    """
+    record: dict[str, Any] = read_json(_checked_file(folder, "result.json"))
+    return record
+
+
+def _checked_file(folder: str | os.PathLike[str], name: str) -> Path:
+    files, path = read_manifest(folder)["files"], Path(folder) / name
+    if name not in files or not path.exists():
+        raise RunError(f"{folder} has no {name}")
+    if sha256_file(path) != files[name]:
+        raise RunError(f"{path} differs from its hash in the manifest; it is damaged or was altered")
+    return path
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -224,7 +224,7 @@ def test_evaluate_leaves_out_classes_without_positives() -> None:
     assert result.total == pytest.approx(per_class[[0, 1, 5]].mean())
     assert result.variance == pytest.approx(per_class[[0, 1, 5]].var())
     assert result.chance_total == pytest.approx(100 * targets[:, [0, 1, 5]].mean())
-    assert "3 classes without positives" in str(result)
+    assert "without positives and left out: class 2, class 3, class 4" in str(result)
 
 
 def test_evaluation_goes_into_json_and_one_line() -> None:
@@ -236,11 +236,13 @@ def test_evaluation_goes_into_json_and_one_line() -> None:
     assert back["per_class"][4] is None
     assert back["total"] == result.total
     assert (back["classes"], back["excluded"], back["n_images"]) == (list("abcdef"), [4, 5], 80)
+    assert (back["excluded_names"], back["class_counts"]) == (["e", "f"], list(COUNTS))
     line = str(result)
     assert "\n" not in line
     assert f"total {result.total:.2f}" in line
     assert "VOC-LT" in line
     assert "none (last epoch)" in line
+    assert "left out: e, f" in line
 
 
 def test_a_group_without_classes_is_nan() -> None:

@@ -21,6 +21,7 @@ import hpdval
 from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import NonFiniteLossError, RunError
+from hpdval.metrics import Protocol
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import Run, read_metrics, read_predictions
@@ -311,6 +312,7 @@ def test_stage1_learns_what_zero_shot_does_not_know(tmp_path: Path, colours: Dat
     scorer = train_stage1(colours, experiment, run=tmp_path / "s1", clip=clip, show=False)
     result = json.loads((tmp_path / "s1" / "result.json").read_text())
     assert result["total"] > zero.total + 10
+    assert str(Protocol.of(result)) == f"colours test, {len(colours.test)} images, read-out raw, nothing selected"
     assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items()), "the start is left alone"
     predictions = read_predictions(tmp_path / "s1")
     assert np.array_equal(predictions["scores"], scorer.score(colours.test, show=False))

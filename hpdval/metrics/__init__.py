@@ -7,6 +7,7 @@ from hpdval.metrics.average_precision import (
     voc11_average_precision,
 )
 from hpdval.metrics.evaluate import Evaluation, evaluate
+from hpdval.metrics.protocol import Protocol
 from hpdval.metrics.readout import READOUTS, apply_readout
 from hpdval.metrics.statistics import Interval, bootstrap, gains, paired_bootstrap
 from hpdval.metrics.threshold import DecisionScores, decision_scores
@@ -16,6 +17,7 @@ __all__ = [
     "DecisionScores",
     "Evaluation",
     "Interval",
+    "Protocol",
     "apply_readout",
     "average_precision",
     "bootstrap",

@@ -36,21 +36,33 @@ class Evaluation:
     readout: str
     protocol: str
     selection: str
+    class_counts: tuple[int, ...]  # training positives, which decide the groups
     excluded: tuple[int, ...]  # class indices
     classes: tuple[str, ...] | None = None
 
+    @property
+    def excluded_names(self) -> tuple[str, ...]:
+        """The names of the classes without a test positive."""
+        return excluded_names(self.excluded, self.classes)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values that JSON can hold; NaN becomes None."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        """Return the fields and ``excluded_names`` as plain values that JSON can hold; NaN becomes None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _plain(value) for name, value in {**values, "excluded_names": self.excluded_names}.items()}
 
     def __str__(self) -> str:
         numbers = ", ".join(f"{name} {getattr(self, name):.2f}" for name in ("total", "head", "medium", "tail"))
-        left_out = f", {len(self.excluded)} classes without positives" if self.excluded else ""
+        left_out = f", without positives and left out: {', '.join(self.excluded_names)}" if self.excluded else ""
         protocol = f", {self.protocol}" if self.protocol else ""
         return (
             f"mAP {numbers} % (variance {self.variance:.1f}, chance {self.chance_total:.2f} %; {self.n_images} images, "
             f"read-out {self.readout}{protocol}, selection {self.selection}{left_out})"
         )
+
+
+def excluded_names(excluded: Sequence[int], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the classes at the indices ``excluded``; "class 3" where names are not known."""
+    return tuple(f"class {i}" if classes is None else classes[i] for i in excluded)
 
 
 def _plain(value: Any) -> Any:
@@ -81,7 +93,7 @@ def evaluate(
         class_counts: (C,) training positives, which decide the groups (>= 100, 20-99, < 20).
         readout: ``raw``, ``softmax`` or ``l2``.
         classes: names of the classes, kept with the result.
-        protocol: what the number is comparable with, in words, for example ``"VOC-LT"``.
+        protocol: the test images, in words that begin with the data set, for example ``"voc-lt test, 4952 images"``.
         selection: how the evaluated model was chosen.
 
     Raises:
@@ -110,6 +122,7 @@ def evaluate(
         readout=readout,
         protocol=protocol,
         selection=selection,
+        class_counts=tuple(np.asarray(class_counts).tolist()),
         excluded=tuple(int(i) for i in np.flatnonzero(~valid)),
         classes=None if classes is None else tuple(classes),
         **groups,

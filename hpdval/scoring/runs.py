@@ -111,9 +111,7 @@ def score_run(
         scorer.save(run.folder)
         run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
         about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed}
-        counts = dataset.class_counts.tolist()
-        record = {**about, "notes": list(dataset.notes), "class_counts": counts, **result.as_dict()}
-        write_json(run.path("result.json"), record)
+        write_json(run.path("result.json"), {**about, "notes": list(dataset.notes), **result.as_dict()})
     return scores, result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ import pandas as pd
 
 from hpdval.data.dataset import Dataset
 from hpdval.errors import RunError
-from hpdval.files import read_json
-from hpdval.run import read_predictions
+from hpdval.run import read_predictions, read_result
 from hpdval.tables.scores import difference_table, score_table
 
 Folder = str | os.PathLike[str]
@@ -30,7 +28,7 @@ def read_runs(folders: Folder | Sequence[Folder]) -> dict[str, Any]:
         raise RunError("no run was given; give one folder for each seed")
     found: dict[str, Any] = {}
     for folder in listed:
-        predictions, result = read_predictions(folder), read_json(Path(folder) / "result.json")
+        predictions, result = read_predictions(folder), read_result(folder)
         run = {
             "ids": predictions["ids"],
             "classes": predictions["classes"],
