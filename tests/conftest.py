@@ -34,6 +34,12 @@ def golden() -> Path:
     return _folder("golden/public")
 
 
+@pytest.fixture(scope="session")
+def spec() -> Path:
+    """``$HPDVAL_SHARED/spec``; the test is skipped, visibly, where it is missing."""
+    return _folder("spec")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One cache for the whole session, made by it: no test depends on what a machine had before."""

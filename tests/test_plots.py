@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -51,6 +52,16 @@ def intervals(world: World) -> dict[str, Any]:
     return {n: bootstrap(s, world.targets, world.counts, resamples=20) for n, s in (("a", world.before),)}
 
 
+def published(world: World) -> pd.DataFrame:
+    """What ``tables.per_class_comparison`` returns, of two seeds, with one class that has no test positive."""
+    ours = world.ap["a"].per_class.copy()
+    ours[2] = np.nan
+    values = {"class": world.classes, "group": tables.group_names(world.counts), "train": world.counts, "ours": ours}
+    table = pd.DataFrame({**values, "ours sd": ours / 20, "published": world.ap["b"].per_class})
+    table.attrs = {"method": "theirs_$", "footnotes": ["ours: read-out raw, $ and \\frac", "published: read-out l2"]}
+    return table
+
+
 FIGURES: dict[str, Callable[[World], plots.Chart]] = {
     "class_frequency": lambda w: plots.class_frequency(w.classes, w.counts, reference=w.counts),
     "co_occurrence": lambda w: plots.co_occurrence(w.classes, w.targets),
@@ -66,6 +77,7 @@ FIGURES: dict[str, Callable[[World], plots.Chart]] = {
     "class_change": lambda w: plots.class_change(
         w.classes, w.counts, tables.class_differences(w.after, w.before, w.targets, w.counts, resamples=5)
     ),
+    "against_published": lambda w: plots.against_published(published(w)),
     "size_lines": lambda w: plots.size_lines(tables.size_table({"a": w.before}, w.targets, w.sizes, minimum=1)),
     "view_weights": lambda w: plots.view_weights({0.0: w.ap["a"], 1.0: w.ap["b"]}, chosen=0.4),
     "loss_curves": lambda w: plots.loss_curves(w.metrics, "stage1", title="x"),
@@ -157,6 +169,20 @@ def test_class_change_is_sorted_and_leaves_out_what_is_unknown() -> None:
     widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
     assert widths == sorted(i.estimate for i in found if not np.isnan(i.estimate))
     assert len(widths) == 4
+
+
+def test_against_published_joins_both_numbers_of_each_class() -> None:
+    table = published(World(5)).sample(frac=1, random_state=0)
+    axes = plots.against_published(table).axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert [name.split()[-1] for name in names] == ["775", "207", "55", "14", "4"], "the commonest is on top"
+    hollow = [points for points in axes.collections if points.get_facecolor().tolist() == [[1.0, 1.0, 1.0, 1.0]]]
+    drawn = np.ma.concatenate([points.get_offsets() for points in hollow])
+    expected = table.sort_values("train", ascending=False)["published"]
+    np.testing.assert_allclose(drawn[np.argsort(drawn[:, 1]), 0], expected)
+    below = axes.texts[0].get_text()
+    assert "read-out raw" in below, "how either was measured is part of the figure"
+    assert "read-out l2" in below
 
 
 def test_names_are_shown_as_they_are_written() -> None:

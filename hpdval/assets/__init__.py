@@ -1,4 +1,4 @@
-"""Files shipped with the package: the small CLIP of the embedded world and its model card."""
+"""Files shipped with the package: the small CLIP of the embedded world, its model card, and published numbers."""
 
 from __future__ import annotations
 

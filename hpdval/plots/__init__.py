@@ -2,6 +2,7 @@
 
 from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_class
 from hpdval.plots.images import example_images, ranking_examples
+from hpdval.plots.published import against_published
 from hpdval.plots.results import (
     ap_against_frequency,
     class_change,
@@ -16,6 +17,7 @@ __all__ = [
     "GROUP_COLOURS",
     "METHOD_COLOURS",
     "Chart",
+    "against_published",
     "ap_against_frequency",
     "class_change",
     "class_frequency",

@@ -1,5 +1,7 @@
 """Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
 
+from hpdval.tables.protocols import per_class_comparison, protocol_table
+from hpdval.tables.published import published_per_class, published_results
 from hpdval.tables.runs import comparison_table, read_runs, results_table, stored_scores
 from hpdval.tables.scores import (
     class_differences,
@@ -21,7 +23,11 @@ __all__ = [
     "group_names",
     "interval_table",
     "object_sizes",
+    "per_class_comparison",
     "per_class_table",
+    "protocol_table",
+    "published_per_class",
+    "published_results",
     "read_runs",
     "results_table",
     "save_table",

@@ -37,6 +37,8 @@ def _cell(value: Any, digits: int) -> str:
 def to_markdown(table: pd.DataFrame, digits: int = 2) -> str:
     """Return the table as Markdown; the first column is text, the others are aligned to the right.
 
+    Lines in ``table.attrs["footnotes"]``, where there are any, follow as a list.
+
     >>> print(to_markdown(pd.DataFrame({"method": ["a|b"], "total": [61.254]})))
     | method | total |
     |:-------|------:|
@@ -51,7 +53,13 @@ def to_markdown(table: pd.DataFrame, digits: int = 2) -> str:
         for row in zip(*columns, strict=True)
     ]
     rule = [":" + "-" * (w + 1) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
+    notes = [f"- {_escaped(note)}" for note in footnotes(table)]
+    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:], *([""] if notes else []), *notes])
+
+
+def footnotes(table: pd.DataFrame) -> list[str]:
+    """Return the lines that belong under the table; see :func:`hpdval.tables.protocol_table`."""
+    return list(table.attrs.get("footnotes", []))
 
 
 def _escaped(text: str) -> str:
@@ -65,15 +73,17 @@ class ShownTable:
         self.frame, self.digits = frame, digits
 
     def __repr__(self) -> str:
-        return formatted(self.frame, self.digits).to_string(index=False)
+        return "\n".join([formatted(self.frame, self.digits).to_string(index=False), *footnotes(self.frame)])
 
     def _repr_html_(self) -> str:
         text = formatted(self.frame, self.digits)
         head = "".join(f"<th>{html.escape(str(name))}</th>" for name in text.columns)
         rows = [f"<td>{'</td><td>'.join(html.escape(value) for value in row)}</td>" for row in text.to_numpy()]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
+        below = "".join(f'<p class="tex2jax_ignore">{html.escape(note)}</p>' for note in footnotes(self.frame))
         return (
             f'<table class="tex2jax_ignore mathjax_ignore"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+            + below
         )
 
 
