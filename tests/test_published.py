@@ -271,6 +271,21 @@ def test_runs_of_several_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
         tables.protocol_table({"mine": runs[0]})
 
 
+@pytest.mark.parametrize(
+    ("kind", "start", "model"),
+    [
+        ("zero-shot", "zero-shot", "ViT-B-16"),
+        ("stage1", "zero-shot", "ViT-B-16, student vit_base"),
+        ("stage2", "stage 1", "ViT-B-16, student vit_base"),
+        ("stage2", "zero-shot, both views", "ViT-B-16"),
+    ],
+)
+def test_the_image_encoder_that_was_used_is_named(tmp_path: Path, kind: str, start: str, model: str) -> None:
+    config = {"clip": "ViT-B-16", "pretrained": None, "stage1": {"student": "vit_base"}}
+    Run(tmp_path, kind=kind, config=config, inputs={"start": start}).finish(result().as_dict())
+    assert tables.protocol_table({"mine": tmp_path})["model"].tolist() == [model]
+
+
 def test_notes_of_a_run_and_marks_reach_every_file(tmp_path: Path) -> None:
     table = tables.protocol_table(
         {"mine": finished(tmp_path / "run", 0)}, tables.published_results("voc-lt").query("method == 'LMPT'")

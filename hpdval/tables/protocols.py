@@ -131,12 +131,9 @@ def _own_row(label: str, results: Results) -> _Row:
     records, protocol = _records(repr(label), results)
     numbers = np.array([[record[name] for name in COLUMNS] for record in records], dtype=np.float64)
     deviations = numbers.std(axis=0, ddof=1).tolist() if len(records) > 1 else []
-    first = _listed(results)[0]
-    config = {} if isinstance(first, Evaluation) else read_manifest(first)["config"]
-    names = [str(config[name]) for name in ("clip", "pretrained") if config.get(name)]
     return _Row(
         method=label,
-        model=", ".join(names) or "-",
+        model=_model(_listed(results)[0]),
         means=dict(zip(COLUMNS, numbers.mean(axis=0).tolist(), strict=True)),
         deviations=dict(zip(COLUMNS, deviations, strict=True)) if deviations else {},
         seeds=len(records),
@@ -144,6 +141,18 @@ def _own_row(label: str, results: Results) -> _Row:
         source="this work",
         note="; ".join(dict.fromkeys(note for record in records for note in record.get("notes", []))),
     )
+
+
+def _model(result: Result) -> str:
+    """Return the CLIP of a run, and the student where stage 1 trained another image encoder than CLIP's."""
+    if isinstance(result, Evaluation):
+        return "-"
+    manifest = read_manifest(result)
+    config, kind = manifest["config"], manifest["kind"]
+    names = [str(config[name]) for name in ("clip", "pretrained") if config.get(name)]
+    trained = kind in ("stage1", "joint") or (kind == "stage2" and manifest["inputs"].get("start") == "stage 1")
+    student = config.get("stage1", {}).get("student", "clip")
+    return ", ".join([*names, *([f"student {student}"] if trained and student != "clip" else [])]) or "-"
 
 
 def _published_rows(published: pd.DataFrame | None) -> list[_Row]:
