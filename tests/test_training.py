@@ -22,6 +22,7 @@ from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.metrics import Protocol
+from hpdval.metrics import Protocol
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import Run, read_metrics, read_predictions
@@ -427,6 +428,11 @@ def test_selection_on_test_images_keeps_the_best_and_says_so(tmp_path: Path, col
     assert result["total"] == pytest.approx(max(curve))
     assert result["selection"] == "best epoch on TEST images"
     assert scorer.score_config.reading == "released"
+    later = recipe(**{"stage2.epochs": 1, "score.reading": "released"})
+    train_stage2(colours, later, run=tmp_path / "s2", start=tmp_path, show=False)
+    result = json.loads((tmp_path / "s2" / "result.json").read_text())
+    assert result["selection"] == "none (last epoch); its start: best epoch on TEST images", "what was chosen stays so"
+    assert Protocol.of(result).selection == "selected on the test images"
 
 
 def test_results_are_read_out_with_their_own_alpha_and_k(tmp_path: Path, colours: Dataset, clip: Clip) -> None:

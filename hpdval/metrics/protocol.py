@@ -91,8 +91,7 @@ class Protocol:
 
 def _selection(text: str) -> str:
     """Return a selection rule in the words of :class:`Protocol`; a rule that is not known keeps its own words."""
-    for start, words in _SELECTION.items():
-        if text.startswith(start):
-            return words
-    found = re.search(r"\bon (?:the )?(test|validation)\b", text.casefold())
-    return f"selected on the {found[1]} images" if found else text
+    found = re.findall(r"\bon (?:the )?(test|validation)\b", text.casefold())
+    if found:  # of a stage or of the one it started from; test images are the graver matter
+        return f"selected on the {min(found)} images"
+    return next((words for start, words in _SELECTION.items() if text.startswith(start)), text)

@@ -20,13 +20,6 @@ from hpdval.models.student import make_student
 from hpdval.run import Run, read_manifest, read_predictions
 from hpdval.scoring.scorer import Scorer
 
-TRAINED = ("stage1", "stage2", "joint")
-SELECTION = {
-    "last": "none (last epoch)",
-    "validation": "best epoch on validation",
-    "test": "best epoch on TEST images",
-}
-
 
 def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
     """Return the scorer of a finished run; its files are checked against the manifest.
@@ -105,7 +98,7 @@ def score_run(
         readout=experiment.readout,
         classes=dataset.classes,
         protocol=f"{dataset.name} test, {len(dataset.test)} images",
-        selection=SELECTION[experiment.selection] if run.kind in TRAINED else "none (nothing is trained)",
+        selection=scorer.selection,
     )
     if not run.finished:
         scorer.save(run.folder)

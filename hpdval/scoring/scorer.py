@@ -27,6 +27,7 @@ from hpdval.models.numeric import autocast, resolve_device
 from hpdval.models.prompts import TEMPLATE, hand_crafted
 from hpdval.progress import progress
 
+NOTHING_TRAINED = "none (nothing is trained)"
 GLOBAL_ALPHA = {"paper": 1.0, "released": 0.0}  # the global view alone, in either reading
 RESIZE_MODES = {"shortest": "crop", "squash": "squash"}  # open_clip's names, and the store's
 
@@ -105,7 +106,8 @@ class Scorer:
     """Images in, scores (N, C) out: what every method returns and every report reads.
 
     ``text_global`` and ``text_local`` (C, D) are the text embeddings of the two views; ``score`` says how the views are
-    fused (HP-DVAL eq. 4-5).  ``contexts`` holds learned context vectors (M, W), where there are any.
+    fused (HP-DVAL eq. 4-5).  ``contexts`` holds learned context vectors (M, W), where there are any; ``selection`` says
+    on which images epochs were chosen.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Scorer:
         contexts: Mapping[str, torch.Tensor] | None = None,
         method: str = "",
         precision: str = "auto",
+        selection: str = NOTHING_TRAINED,
     ) -> None:
         self.clip = clip
         self.classes = tuple(classes)
@@ -132,6 +135,7 @@ class Scorer:
         self.contexts = {name: value.detach() for name, value in (contexts or {}).items()}
         self.method = method
         self.precision = precision
+        self.selection = selection
         self._saved: SavedClip | None = None  # the file that holds these very weights, for a hard link
 
     def share_clip_of(self, other: Scorer) -> None:
@@ -183,6 +187,7 @@ class Scorer:
             "template": self.template,
             "method": self.method,
             "precision": self.precision,
+            "selection": self.selection,
         }
         tensors = {"text_global": self.text_global, "text_local": self.text_local}
         tensors |= {f"context.{name}": value for name, value in self.contexts.items()}
@@ -207,6 +212,7 @@ class Scorer:
             contexts={name.removeprefix("context."): t for name, t in tensors.items() if name.startswith("context.")},
             method=state["method"],
             precision=state["precision"],
+            selection=state["selection"],
         )
         scorer._saved = SavedClip.of(folder / "clip.safetensors", clip)
         return scorer

@@ -97,7 +97,7 @@ def _train(session: TrainingSession) -> Scorer:
             texts = tuning.texts()
         contexts = dict(tuning.prompts.contexts.items())
         about = {"contexts": contexts, "method": "joint", "precision": config.precision}
-        return scorer_of(experiment, dataset, student, texts["global"], texts["local"], **about)
+        return scorer_of(session, student, texts["global"], texts["local"], **about)
 
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)

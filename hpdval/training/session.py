@@ -22,6 +22,12 @@ from hpdval.scoring import Scorer, load_run, open_run, report_run, zero_shot_sco
 from hpdval.training.batches import Batches
 from hpdval.training.loop import Task, fit
 
+SELECTION = {
+    "last": "none (last epoch)",
+    "validation": "best epoch on validation",
+    "test": "best epoch on TEST images",
+}
+
 
 @dataclass
 class TrainingSession:
@@ -94,22 +100,25 @@ def _start(
 
 
 def scorer_of(
-    experiment: Experiment,
-    dataset: Dataset,
+    session: TrainingSession,
     clip: Clip,
     text_global: torch.Tensor,
     text_local: torch.Tensor | None = None,
     **options: Any,
 ) -> Scorer:
-    """Return the scorer of encoders and texts (C, D), evaluated as the experiment says."""
+    """Return the scorer of encoders and texts (C, D), evaluated and selected as the session's experiment says."""
+    experiment, own = session.experiment, SELECTION[session.experiment.selection]
+    before = session.start.selection
+    inherited = "" if before.startswith("none") or before == own else f"; its start: {before}"
     return Scorer(
         clip,
-        dataset.classes,
+        session.dataset.classes,
         text_global,
         text_local,
         score=experiment.evaluation_score,
         resize=experiment.resize,
         template=experiment.template,
+        selection=own + inherited,
         **options,
     )
 

@@ -163,7 +163,7 @@ def _train(session: TrainingSession) -> Scorer:
     def scorer() -> Scorer:
         with torch.no_grad():
             texts = task.texts()
-        return scorer_of(experiment, dataset, student, texts, method="stage 1", precision=config.precision)
+        return scorer_of(session, student, texts, method="stage 1", precision=config.precision)
 
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)

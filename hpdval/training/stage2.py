@@ -142,7 +142,7 @@ def _train(session: TrainingSession) -> Scorer:
             texts = task.texts()
         contexts = dict(task.prompts.contexts.items())
         about = {"contexts": contexts, "method": "stage 2", "precision": config.precision}
-        result = scorer_of(experiment, dataset, clip, texts["global"], texts["local"], **about)
+        result = scorer_of(session, clip, texts["global"], texts["local"], **about)
         result.share_clip_of(session.start)
         return result
 
