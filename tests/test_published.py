@@ -106,6 +106,7 @@ def test_the_published_lists_are_the_published_data_set(shared_data: Path, datas
 
 
 def test_what_is_not_known_is_refused_with_what_is() -> None:
+    assert tables.PUBLISHED == DATASETS
     with pytest.raises(ConfigError, match="'voc'; choose one of voc-lt, coco-lt, voc-fewshot-1"):
         tables.published_results("voc")
     with pytest.raises(ConfigError, match=r"'voc-fewshot-1'; choose one of voc-lt, coco-lt$"):

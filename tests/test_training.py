@@ -22,7 +22,6 @@ from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.metrics import Protocol
-from hpdval.metrics import Protocol
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import Run, read_metrics, read_predictions

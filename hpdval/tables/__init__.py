@@ -1,7 +1,7 @@
 """Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
 
 from hpdval.tables.protocols import per_class_comparison, protocol_table
-from hpdval.tables.published import published_per_class, published_results
+from hpdval.tables.published import PUBLISHED, published_per_class, published_results
 from hpdval.tables.runs import comparison_table, read_runs, results_table, stored_scores
 from hpdval.tables.scores import (
     class_differences,
@@ -15,6 +15,7 @@ from hpdval.tables.show import ShownTable, formatted, save_table, to_markdown
 from hpdval.tables.sizes import object_sizes, size_table
 
 __all__ = [
+    "PUBLISHED",
     "ShownTable",
     "class_differences",
     "comparison_table",

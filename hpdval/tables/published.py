@@ -7,6 +7,7 @@ import pandas as pd
 from hpdval.assets import asset_path
 from hpdval.errors import ConfigError
 
+PUBLISHED = ("voc-lt", "coco-lt", "voc-fewshot-1", "voc-fewshot-5", "coco-fewshot-1", "coco-fewshot-5")
 # what published_per_class.csv holds: AP under the l2 read-out, from the logs released with HP-DVAL
 PER_CLASS = {
     "HP-DVAL": {"readout": "l2", "selection": "best on test", "source": "released log"},
