@@ -127,6 +127,9 @@ class LossConfig(Checked):
             raise ConfigError(f"LossConfig.gamma is {self.gamma}; it must be 0 or at least 1")
 
 
+PRECISIONS = ("float32", "bfloat16", "pure-bfloat16", "float16")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Checked):
     """Optimisation of one stage: AdamW without weight decay on one-dimensional parameters."""
@@ -148,7 +151,8 @@ class TrainingConfig(Checked):
     )  # start of the scalar bias; None fits it to the starting scores of training images
     scale_lr: float = number(1e-3, 0.0)  # learning rate of scale and bias; 0 keeps both fixed
     loss: LossConfig = field(default_factory=LossConfig)
-    precision: str = choice("auto", "auto", "float32", "bfloat16")  # auto: bfloat16 autocast on CUDA, else float32
+    precision: str = choice("auto", "auto", *PRECISIONS)  # the numeric mode of encoders; auto: see models/numeric.py
+    compile: bool = False  # image towers through torch.compile
     workers: int = number(0, 0, 256)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import torch
 import hpdval
 from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
+from hpdval.data.store import ImageStore
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.metrics import Protocol
 from hpdval.models import Clip, load_clip
@@ -28,9 +30,9 @@ from hpdval.run import Run, read_metrics, read_predictions
 from hpdval.scoring import zero_shot_scorer
 from hpdval.training.batches import Batch, Plan
 from hpdval.training.joint import train_joint
-from hpdval.training.loop import Task, Trainer, fit
+from hpdval.training.loop import Interrupted, Task, Trainer, fit
 from hpdval.training.optim import MovingAverage, lr_factor, parameter_groups
-from hpdval.training.stage1 import DualViewAlignment, distillation_loss, train_stage1
+from hpdval.training.stage1 import DualViewAlignment, ViewBatches, distillation_loss, train_stage1
 from hpdval.training.stage2 import train_stage2
 
 # -- schedule, groups, moving average --------------------------------------------------------------------------------
@@ -547,6 +549,102 @@ def test_train_runs_the_stages_an_experiment_names(
         assert start == ("stage 1" if stages == "sequence" else "zero-shot")
     monkeypatch.setattr("hpdval.training.loop.Trainer.step", None)  # a second call trains nothing
     assert hpdval.train(colours, experiment, run=tmp_path, clip=clip, show=False) == runs
+
+
+def test_updates_are_masked_until_the_losses_are_read(tmp_path: Path) -> None:
+    """On CUDA the losses are read every few updates: nothing that follows a bad one may reach the weights."""
+    task = Line()
+    config = TrainingConfig(epochs=4, batch_size=2, lr=0.1)
+    plan = Plan(10, 2, 1, 4, 3)
+    poison = int(plan.micro_batches(0)[2][0])
+    batches = LineBatches(10, poison=poison)
+    with Run(tmp_path, kind="line", config={}) as run:
+        trainer = Trainer(task, config, plan, run, "line")
+        trainer.read_every = 100
+        weights = []
+        for group in plan.micro_batches(0):
+            batch = next(iter(batches([group], 0)))
+            trainer.step([batch])
+            weights.append(task.layer.weight.item())
+        assert len(set(weights[:2])) == 2, "good updates were made"
+        assert set(weights[2:]) == {weights[1]}, "none from the bad one on"
+        with pytest.raises(NonFiniteLossError, match=f"at update 2 .*image {poison}"):
+            trainer.save()
+        assert not trainer.path.exists(), "the last good checkpoint would have stayed"
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "pure-bfloat16", "float16"])
+def test_numeric_modes_learn_and_resume_exactly(
+    tmp_path: Path, colours: Dataset, clip: Clip, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = recipe(**{"stage1.precision": precision, "stage1.epochs": 4})
+    whole = train_stage1(colours, experiment, run=tmp_path / "whole", clip=clip, show=False)
+    losses = [r["cls"] for r in read_metrics(tmp_path / "whole") if "cls" in r]
+    assert losses[-1] < 0.8 * losses[0]
+    step = Trainer.step
+
+    def stopped(self: Trainer, batches: Any) -> None:
+        if self.update == 5:
+            raise KeyboardInterrupt
+        step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    monkeypatch.setattr("hpdval.training.loop.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage1(colours, experiment, run=tmp_path / "cut", clip=clip, show=False)
+    monkeypatch.setattr(Trainer, "step", step)
+    resumed = train_stage1(colours, experiment, run=tmp_path / "cut", clip=clip, show=False)
+    assert resumed.clip.weights_sha256 == whole.clip.weights_sha256
+
+
+def test_a_resumed_run_uses_the_threads_it_began_with(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Counted(Line):
+        def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+            seen.append(torch.get_num_threads())
+            return super().losses(batch)
+
+    before = torch.get_num_threads()
+    config = TrainingConfig(epochs=2, batch_size=5)
+    try:
+        for threads, stop in ((1, 2), (2, None)):
+            torch.set_num_threads(threads)
+            with Run(tmp_path, kind="line", config={}) as run, contextlib.suppress(Interrupted):
+                batches = LineBatches(10, stop_after=stop)
+                fit(Counted(), batches, config, run, stage="line", n_images=10, seed=3, show=False)
+            assert torch.get_num_threads() == threads, "what comes afterwards is not touched"
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 4
+    assert set(seen) == {1}
+
+
+def test_a_teacher_of_views_that_never_change_is_asked_once(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    still = {"stage1.augment.flip": False, "stage1.augment.cutout": 0.0, "stage1.augment.randaugment_ops": 0}
+    experiment = recipe(**still, **{"stage1.epochs": 2, "stage1.kd_weight": 1.0})
+    store = ImageStore.open(colours.train, clip.image_size, mode=experiment.resize)
+    cached = ViewBatches(store, colours, experiment, clip)
+    for batch in cached([np.array([3, 1, 7])], 0):
+        direct = clip.encode_image(batch["images"]).cls
+        assert torch.allclose(batch["teacher"], direct, atol=1e-5)
+    assert ViewBatches(store, colours, recipe(), clip).teacher is None, "views that change are asked anew"
+    train_stage1(colours, experiment, run=tmp_path, clip=clip, show=False)
+    kd = [r["kd"] for r in read_metrics(tmp_path) if "kd" in r]
+    assert kd[0] == pytest.approx(0, abs=1e-5)
+    assert kd[-1] > 1e-4
+
+
+def test_views_drawn_where_the_images_are_resident_are_the_same(colours: Dataset, clip: Clip) -> None:
+    store = ImageStore.open(colours.train, clip.image_size, mode="squash")
+    usual, resident = (ViewBatches(store, colours, recipe(), clip) for _ in range(2))
+    assert usual.images is None
+    resident.images = torch.from_numpy(np.array(store.images))
+    chosen = [np.array([5, 2]), np.array([9])]
+    for first, second in zip(usual(chosen, 1), resident(chosen, 1), strict=True):
+        assert torch.equal(first["images"], second["images"])
+        assert first["ids"] == second["ids"]
 
 
 def test_stage2_follows_the_data_sets_classes_not_those_of_its_start(

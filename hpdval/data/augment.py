@@ -55,7 +55,7 @@ def _cutout(image: torch.Tensor, share: float) -> torch.Tensor:
     top, bottom = _stretch(height, share)
     left, right = _stretch(width, share)
     image = image.clone()
-    image[:, top:bottom, left:right] = torch.randint(256, (3, 1, 1), dtype=torch.uint8)
+    image[:, top:bottom, left:right] = torch.randint(256, (3, 1, 1), dtype=torch.uint8).to(image.device)
     return image
 
 

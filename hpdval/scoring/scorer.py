@@ -23,7 +23,7 @@ from hpdval.data.store import ImageStore, resize_image
 from hpdval.files import atomic_write, write_json
 from hpdval.models import Clip, ImageFeatures, load_clip
 from hpdval.models.dual_view import dual_view_scores
-from hpdval.models.numeric import autocast, resolve_device
+from hpdval.models.numeric import image_encoder, resolve_device
 from hpdval.models.prompts import TEMPLATE, hand_crafted
 from hpdval.progress import progress
 
@@ -57,14 +57,13 @@ def encode(
     Args:
         images: (N, S, S, 3) uint8, already resized to the model's input, as :class:`ImageStore` keeps them.
     """
-    device = clip.device
     training = clip.training
     clip.eval()
     try:
+        encoder = image_encoder(clip.visual, precision)
         total = -(-len(images) // batch_size)
         for batch in progress(_batches(images, batch_size), description, total=total, show=show):
-            with autocast(device, precision):
-                features = clip.encode_image(clip.normalise(batch.to(device)))
+            features = encoder(clip.normalise(batch))
             yield ImageFeatures(features.cls.float(), features.patches.float())
     finally:
         clip.train(training)

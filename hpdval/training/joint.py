@@ -51,7 +51,7 @@ class JointTraining(Task):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``cls``, ``kd`` and ``sc`` of a batch with ``images`` (B, 3, S, S) uint8 and ``targets`` (B, C)."""
         first, second = self.alignment, self.tuning
-        features, teacher_cls = first.features(batch["images"])
+        features, teacher_cls = first.features(batch)
         with autocast(second.text.device, first.config.precision):
             texts = second.texts()
         targets = batch["targets"].to(second.text.device)
@@ -102,7 +102,7 @@ def _train(session: TrainingSession) -> Scorer:
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    fit_stage("joint", task, ViewBatches(store, dataset, experiment), config, session, score)
+    fit_stage("joint", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score)
     session.run.log(stage="joint", **objective.record(), context_shift=tuning.prompts.moved())
     student.requires_grad_(False)
     return scorer()

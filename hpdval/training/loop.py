@@ -6,38 +6,22 @@ repeats nothing and skips nothing: on a CPU its weights are bit-identical to tho
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import nn
 
-from hpdval.checkpoint import load_checkpoint, save_checkpoint
 from hpdval.config import TrainingConfig
-from hpdval.errors import NonFiniteLossError, RunError
+from hpdval.errors import RunError
 from hpdval.progress import progress
 from hpdval.run import Run
 from hpdval.training.batches import Batch, Batches, Plan, micro_batches_of_updates
-from hpdval.training.optim import MovingAverage, lr_factor
+from hpdval.training.trainer import Task, Trainer
 
 CHECKPOINT_SECONDS = 60.0
-
-
-class Task(nn.Module):
-    """What the loop trains: named scalar losses whose sum is minimised, and the parameters that follow them."""
-
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return the losses of one batch."""
-        raise NotImplementedError
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's parameter groups, each with its ``lr`` and ``weight_decay``."""
-        raise NotImplementedError
 
 
 class Interrupted(RunError):
@@ -62,115 +46,13 @@ def _stop_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class Trainer:
-    """State of one training: the task's trainable tensors, AdamW, the moving average, and where it stands."""
-
-    def __init__(
-        self, task: Task, config: TrainingConfig, plan: Plan, run: Run, stage: str, *, keep_best: bool = False
-    ) -> None:
-        self.task, self.config, self.plan, self.run, self.stage = task, config, plan, run, stage
-        self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
-        groups = task.parameter_groups()
-        self.base_lr = [float(group["lr"]) for group in groups]
-        self.optimizer = torch.optim.AdamW(groups)
-        self.ema = MovingAverage(self.named.values(), config.ema_decay) if config.ema_decay else None
-        self.update = 0
-        self.keep_best = keep_best
-        self.best: dict[str, Any] = {}
-        self.best_tensors: dict[str, torch.Tensor] = {}
-        self.path = run.path(f"checkpoint-{stage}.safetensors")
-
-    # -- state -----------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write everything that a continuation needs."""
-        tensors: dict[str, torch.Tensor] = {f"task.{name}": p for name, p in self.named.items()}
-        for index, parameter in enumerate(self._parameters()):  # all are counted, also those without a state yet
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-        if self.ema is not None:
-            tensors |= {f"ema.{i}": value for i, value in enumerate(self.ema.average)}
-        tensors |= {f"best.{name}": value for name, value in self.best_tensors.items()}
-        save_checkpoint(self.path, tensors, {"key": self.run.key, "update": self.update, "best": self.best})
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    @torch.no_grad()
-    def resume(self) -> None:
-        """Continue from the newest whole checkpoint of this run, if there is one."""
-        loaded = load_checkpoint(self.path)
-        if loaded is None:
-            self.run.forget_metrics(self.stage, -1)
-            return
-        tensors, state = loaded
-        if state["key"] != self.run.key:
-            raise RunError(f"{self.path} belongs to another run; delete the folder or choose another")
-        for name, parameter in self.named.items():
-            parameter.copy_(tensors[f"task.{name}"])
-        for index, parameter in enumerate(self._parameters()):
-            prefix = f"optimizer.{index}."
-            moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            if moments:  # AdamW keeps its step counter on the CPU
-                self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-                }
-        if self.ema is not None:
-            for index, average in enumerate(self.ema.average):
-                average.copy_(tensors[f"ema.{index}"])
-        self.best = state["best"]
-        self.best_tensors = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
-        self.update = state["update"]
-        self.run.forget_metrics(self.stage, self.update)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Look at the averaged weights, where a moving average is kept."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.swap()
-        try:
-            yield
-        finally:
-            self.ema.swap()
-
-    # -- one update ------------------------------------------------------------------------------------------------
-
-    def step(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Make one update from the mean of the batches' losses; return the mean of each named loss.
-
-        Raises:
-            NonFiniteLossError: before any update is made from it; the images of the batch are named.
-        """
-        factor = lr_factor(self.update, self.plan.updates, self.config.schedule, self.config.warmup)
-        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
-            group["lr"] = lr * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        record: dict[str, float] = {}
-        for batch in batches:
-            losses = self.task.losses(batch)
-            total = torch.stack([value.float() for value in losses.values()]).sum()
-            if not torch.isfinite(total):
-                values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-                raise NonFiniteLossError(
-                    f"{self.stage}: the loss is not finite at update {self.update} ({values}), no update was made; "
-                    f"lower {self.stage}.lr or look at the images {', '.join(map(str, batch['ids']))}"
-                )
-            (total / len(batches)).backward()
-            for name, value in {**losses, "loss": total}.items():
-                record[name] = record.get(name, 0.0) + float(value.detach()) / len(batches)
-        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm or math.inf)
-        if not torch.isfinite(norm):
-            raise NonFiniteLossError(
-                f"{self.stage}: the gradient is not finite at update {self.update}, no update was made; lower "
-                f"{self.stage}.lr or look at the images {', '.join(str(i) for b in batches for i in b['ids'])}"
-            )
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update()
-        self.update += 1
-        return {**record, "lr": self.config.lr * factor}
+@contextmanager
+def _threads_afterwards(count: int) -> Iterator[None]:
+    """A resumed run uses the number of CPU threads it began with; what comes after it does not."""
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def fit(
@@ -200,9 +82,10 @@ def fit(
     """
     plan = Plan(n_images, config.batch_size, config.accumulate, config.epochs, seed)
     trainer = Trainer(task, config, plan, run, stage, keep_best=keep_best)
+    threads = torch.get_num_threads()
     trainer.resume()
     updates = range(trainer.update, plan.updates)
-    with _stop_on_signals() as received:
+    with _stop_on_signals() as received, _threads_afterwards(threads):
         stream = micro_batches_of_updates(plan, batches, trainer.update)
         _follow(
             trainer,
@@ -219,14 +102,14 @@ def _follow(
     watch: tuple[str, Callable[[], float]] | None,
     received: list[int],
 ) -> None:
-    plan, run, saved = trainer.plan, trainer.run, time.monotonic()
+    plan, saved = trainer.plan, time.monotonic()
     for _, group in updates:
-        record = trainer.step(group)
+        trainer.step(group)
         epoch_ends = trainer.update % plan.updates_per_epoch == 0
-        epoch = (trainer.update - 1) // plan.updates_per_epoch
-        run.log(stage=trainer.stage, step=trainer.update, epoch=epoch, **record)
-        if epoch_ends and watch is not None:
-            _watch(trainer, *watch, epoch)
+        if epoch_ends:
+            trainer.read()
+            if watch is not None:
+                _watch(trainer, *watch, (trainer.update - 1) // plan.updates_per_epoch)
         if epoch_ends or received or time.monotonic() - saved > CHECKPOINT_SECONDS:
             trainer.save()
             saved = time.monotonic()

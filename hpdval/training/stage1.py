@@ -7,7 +7,7 @@ text tower learns along, and the teacher is the student itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,17 @@ from hpdval.data.augment import augment
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
 from hpdval.models import Clip, ImageFeatures
-from hpdval.models.numeric import autocast
+from hpdval.models.numeric import autocast, image_encoder
 from hpdval.models.prompts import class_prompts, hand_crafted
 from hpdval.run import Run
-from hpdval.scoring import Scorer, student_of
+from hpdval.scoring import Scorer, encode, student_of
 from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
+
+RESIDENT_BYTES = 8 * 2**30  # of decoded images that may stay on a GPU: 57,000 of 224 pixels
 
 
 def distillation_loss(student_cls: torch.Tensor, teacher_cls: torch.Tensor) -> torch.Tensor:
@@ -59,6 +61,10 @@ class DualViewAlignment(Task):
             parameter.requires_grad_(True)
         apart = self.config.kd_weight and self.config.teacher == "separate"
         self.teacher = teacher.requires_grad_(False) if apart else None
+        self.encode, self.encode_teacher = (
+            image_encoder(model.visual, self.config.precision, compiled=self.config.compile)
+            for model in (student, teacher)
+        )
         self.objective = objective
         self.register_buffer("text", hand_crafted(student, classes, experiment.template))
 
@@ -73,24 +79,26 @@ class DualViewAlignment(Task):
             return self.text
         return self.student.encode_text(class_prompts(self.classes, self.template))
 
-    def features(self, images: torch.Tensor) -> tuple[ImageFeatures, torch.Tensor | None]:
-        """Return the student's features, and the teacher's f_cls (B, D) if L_kd counts, of views (B, 3, S, S) uint8."""
-        images = images.to(self.text.device)
-        with autocast(images.device, self.config.precision):
-            features = self.student.encode_image(images)
-            if not self.config.kd_weight:
-                return features, None
-            if self.teacher is None:
-                return features, features.cls.detach()
-            with torch.no_grad():
-                return features, self.teacher.encode_image(images).cls
+    def features(self, batch: Batch) -> tuple[ImageFeatures, torch.Tensor | None]:
+        """Return the student's features, and the teacher's f_cls (B, D) if L_kd counts, of a batch of views."""
+        views = batch["images"].to(self.text.device, non_blocking=True)
+        features = self.encode(self.student.normalise(views))
+        if not self.config.kd_weight:
+            return features, None
+        if self.teacher is None:
+            return features, features.cls.detach()
+        if "teacher" in batch:  # the views never change, so that it was asked once
+            return features, batch["teacher"]
+        with torch.no_grad():
+            return features, self.encode_teacher(self.teacher.normalise(views)).cls
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``cls`` and ``kd`` of a batch with ``images`` (B, 3, S, S) uint8 and ``targets`` (B, C)."""
-        features, teacher_cls = self.features(batch["images"])
+        features, teacher_cls = self.features(batch)
         with autocast(self.text.device, self.config.precision):
             text = self.texts()
-        losses = {"cls": self.objective(features, text, text, batch["targets"].to(self.text.device))}
+        targets = batch["targets"].to(self.text.device, non_blocking=True)
+        losses = {"cls": self.objective(features, text, text, targets)}
         if teacher_cls is not None:
             losses["kd"] = self.config.kd_weight * distillation_loss(features.cls, teacher_cls)
         return losses
@@ -108,20 +116,44 @@ class _Views(TorchDataset[Any]):
 
 
 class ViewBatches:
-    """Batches of augmented views, their targets (B, C) float32 and ids."""
+    """Batches of augmented views (B, 3, S, S) uint8, their targets (B, C) float32 and ids.
 
-    def __init__(self, store: ImageStore, dataset: Dataset, experiment: Experiment) -> None:
-        self.store, self.train, self.experiment = store, dataset.train, experiment
+    On CUDA without workers the images stay on the device and views are drawn there; otherwise views are drawn on the
+    CPU, by ``workers`` processes if there are any, and cross over from pinned memory.
+    """
+
+    def __init__(self, store: ImageStore, dataset: Dataset, experiment: Experiment, teacher: Clip) -> None:
+        self.store, self.ids, self.experiment = store, dataset.train.ids, experiment
         self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
+        config, device = experiment.stage1, teacher.device
+        self.on_device = device.type == "cuda" and config.workers == 0 and store.images.nbytes < RESIDENT_BYTES
+        self.images = torch.from_numpy(np.array(store.images)).to(device) if self.on_device else None  # (N, S, S, 3)
+        self.pinned = device.type == "cuda"
+        self.teacher: torch.Tensor | None = None  # (N, D), where views never change
+        asked = config.kd_weight and config.teacher == "separate"
+        if asked and not (config.augment.flip or config.augment.randaugment_ops or config.augment.cutout):
+            options: dict[str, Any] = {"precision": config.precision, "description": "teacher", "show": False}
+            self.teacher = torch.cat([part.cls for part in encode(teacher, store.images, **options)])
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices."""
-        config = self.experiment.stage1
-        views = _Views(self.store, epoch, self.experiment.seed, config.augment)
-        lists = [batch.tolist() for batch in indices]
-        loader = DataLoader(views, batch_sampler=lists, num_workers=config.workers)  # type: ignore[arg-type]
-        for batch, images in zip(indices, loader, strict=True):
-            yield {"images": images, "targets": self.targets[batch], "ids": [self.train.ids[i] for i in batch]}
+        for chosen, images in zip(indices, self._views(indices, epoch), strict=True):
+            batch = {"images": images, "targets": self.targets[chosen], "ids": [self.ids[i] for i in chosen]}
+            if self.teacher is not None:
+                batch["teacher"] = self.teacher[torch.from_numpy(chosen).to(self.teacher.device)]
+            yield batch
+
+    def _views(self, indices: Sequence[np.ndarray], epoch: int) -> Iterable[torch.Tensor]:
+        config, seed = self.experiment.stage1, self.experiment.seed
+        if self.images is None:
+            views = _Views(self.store, epoch, seed, config.augment)
+            options: dict[str, Any] = {"num_workers": config.workers, "pin_memory": self.pinned}
+            return DataLoader(views, batch_sampler=[batch.tolist() for batch in indices], **options)
+        resident = self.images.permute(0, 3, 1, 2)  # (N, 3, S, S)
+        return (
+            torch.stack([augment(resident[i], seed=seed, epoch=epoch, index=int(i), config=config.augment) for i in b])
+            for b in indices
+        )
 
 
 def train_stage1(
@@ -168,7 +200,7 @@ def _train(session: TrainingSession) -> Scorer:
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    fit_stage("stage1", task, ViewBatches(store, dataset, experiment), config, session, score)
+    fit_stage("stage1", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score)
     session.run.log(stage="stage1", **objective.record())
     student.requires_grad_(False)
     return scorer()

@@ -1,0 +1,205 @@
+"""State of one training and its update: tensors, AdamW, moving average, checkpoints, and what is not finite.
+
+On CUDA nothing waits for the device: an update that is not finite is masked there, and the losses are read back every
+few updates, which is when the run stops and names the images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpdval.checkpoint import load_checkpoint, save_checkpoint
+from hpdval.config import TrainingConfig
+from hpdval.errors import NonFiniteLossError, RunError
+from hpdval.models.numeric import numeric_mode
+from hpdval.run import Run
+from hpdval.training.batches import Batch, Plan
+from hpdval.training.optim import MovingAverage, lr_factor
+
+READ_EVERY = 10  # updates between two looks at the losses, on CUDA
+
+
+class Task(nn.Module):
+    """What the loop trains: named scalar losses whose sum is minimised, and the parameters that follow them."""
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the losses of one batch."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's parameter groups, each with its ``lr`` and ``weight_decay``."""
+        raise NotImplementedError
+
+
+class Trainer:
+    """State of one training: the task's trainable tensors, AdamW, the moving average, and where it stands."""
+
+    def __init__(
+        self, task: Task, config: TrainingConfig, plan: Plan, run: Run, stage: str, *, keep_best: bool = False
+    ) -> None:
+        self.task, self.config, self.plan, self.run, self.stage = task, config, plan, run, stage
+        self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        groups = task.parameter_groups()
+        self.base_lr = [float(group["lr"]) for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.ema = MovingAverage(self.named.values(), config.ema_decay) if config.ema_decay else None
+        self.update = 0
+        self.keep_best = keep_best
+        self.best: dict[str, Any] = {}
+        self.best_tensors: dict[str, torch.Tensor] = {}
+        self.path = run.path(f"checkpoint-{stage}.safetensors")
+        self.device = next(iter(self.named.values())).device
+        self.read_every = READ_EVERY if self.device.type == "cuda" else 1
+        self.bad = torch.zeros((), device=self.device)  # 1 as soon as something was not finite; no update follows
+        self.unread: list[dict[str, Any]] = []
+        half = numeric_mode(config.precision, self.device) == "float16"
+        self.scaler = torch.amp.GradScaler(self.device.type) if half else None
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write everything that a continuation needs."""
+        self.read()
+        tensors: dict[str, torch.Tensor] = {f"task.{name}": p for name, p in self.named.items()}
+        for index, parameter in enumerate(self._parameters()):  # all are counted, also those without a state yet
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{i}": value for i, value in enumerate(self.ema.average)}
+        tensors |= {f"best.{name}": value for name, value in self.best_tensors.items()}
+        state = {"key": self.run.key, "update": self.update, "best": self.best, "threads": torch.get_num_threads()}
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state_dict()
+        save_checkpoint(self.path, tensors, state)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint of this run, if there is one, with its number of CPU threads."""
+        loaded = load_checkpoint(self.path)
+        if loaded is None:
+            self.run.forget_metrics(self.stage, -1)
+            return
+        tensors, state = loaded
+        if state["key"] != self.run.key:
+            raise RunError(f"{self.path} belongs to another run; delete the folder or choose another")
+        for name, parameter in self.named.items():
+            parameter.copy_(tensors[f"task.{name}"])
+        for index, parameter in enumerate(self._parameters()):
+            prefix = f"optimizer.{index}."
+            moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            if moments:
+                self.optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
+        if self.ema is not None:
+            for index, average in enumerate(self.ema.average):
+                average.copy_(tensors[f"ema.{index}"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.best = state["best"]
+        self.best_tensors = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+        self.update = state["update"]
+        torch.set_num_threads(state["threads"])  # sums in another order would give other bits
+        self.run.forget_metrics(self.stage, self.update)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Look at the averaged weights, where a moving average is kept."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+
+    # -- one update ------------------------------------------------------------------------------------------------
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        """Make one update from the mean of the batches' losses; what it recorded is logged by :meth:`read`.
+
+        Raises:
+            NonFiniteLossError: before any update is made from it; the images of the batch are named.
+        """
+        factor = lr_factor(self.update, self.plan.updates, self.config.schedule, self.config.warmup)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        means: dict[str, torch.Tensor] = {}
+        for batch in batches:
+            losses = self.task.losses(batch)
+            total = torch.stack([value.float() for value in losses.values()]).sum()
+            self._note_unless_finite(total)
+            loss = total / len(batches)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            for name, value in {**losses, "loss": total}.items():
+                share = value.detach().float() / len(batches)
+                means[name] = means[name] + share if name in means else share
+        norm = self._gradient_norm()
+        self.unread.append(
+            {
+                "update": self.update,
+                "losses": means,
+                "norm": norm,
+                "bad": self.bad.clone(),
+                "lr": self.config.lr * factor,
+                "ids": [image for batch in batches for image in batch["ids"]],
+            }
+        )
+        if self.read_every == 1:
+            self.read(check_only=True)
+        self._apply()
+        self.update += 1
+        if len(self.unread) >= self.read_every:
+            self.read()
+
+    def _note_unless_finite(self, value: torch.Tensor) -> None:
+        self.bad = torch.maximum(self.bad, (~torch.isfinite(value.detach())).float())
+
+    def _gradient_norm(self) -> torch.Tensor:
+        """Return the norm of all gradients, which is clipped where the config says so."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm or math.inf, foreach=True)
+        if self.scaler is None:  # float16 overflows now and then; the scaler leaves such an update out and goes on
+            self._note_unless_finite(norm)
+        return norm
+
+    def _apply(self) -> None:
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # fused AdamW skips the update where it is 1
+            self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+
+    def read(self, *, check_only: bool = False) -> None:
+        """Look at the updates since the last time: log them, and stop at the first that was not finite.
+
+        Raises:
+            NonFiniteLossError: a loss or a gradient was not finite; no update was made from it, nor after it.
+        """
+        for record in self.unread:
+            losses = {name: float(value) for name, value in record["losses"].items()}
+            if record["bad"]:
+                values = ", ".join(f"{name} {value:g}" for name, value in losses.items() if name != "loss")
+                what = "gradient" if math.isfinite(losses["loss"]) else "loss"
+                raise NonFiniteLossError(
+                    f"{self.stage}: the {what} is not finite at update {record['update']} ({values}), no update was "
+                    f"made; lower the learning rate or look at the images {', '.join(map(str, record['ids']))}"
+                )
+            if not check_only:
+                epoch = record["update"] // self.plan.updates_per_epoch
+                self.run.log(stage=self.stage, step=record["update"] + 1, epoch=epoch, **losses, lr=record["lr"])
+        if not check_only:
+            self.unread.clear()
