@@ -53,6 +53,8 @@ def device() -> Iterator[str]:
     bf16 = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
     yield f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads"
     yield f"bfloat16 instructions: {', '.join(bf16) or 'none found (float32 is faster on this CPU)'}"
+    if bf16:
+        yield "faster here where bits need not repeat: -p stage1.precision=pure-bfloat16 (reports/benchmarks)"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         native = "with" if torch.cuda.is_bf16_supported() else "without"

@@ -102,7 +102,9 @@ def _train(session: TrainingSession) -> Scorer:
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    fit_stage("joint", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score)
-    session.run.log(stage="joint", **objective.record(), context_shift=tuning.prompts.moved())
+    facts = fit_stage(
+        "joint", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score
+    )
+    session.run.log(stage="joint", **facts, **objective.record(), context_shift=tuning.prompts.moved())
     student.requires_grad_(False)
     return scorer()

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from hpdval.config import TrainingConfig
 from hpdval.errors import RunError
+from hpdval.models.numeric import numeric_mode
 from hpdval.progress import progress
 from hpdval.run import Run
 from hpdval.training.batches import Batch, Batches, Plan, micro_batches_of_updates
@@ -67,8 +69,10 @@ def fit(
     watch: tuple[str, Callable[[], float]] | None = None,
     keep_best: bool = False,
     show: bool = True,
-) -> None:
+) -> dict[str, Any]:
     """Train ``task`` in place for ``config.epochs`` epochs, continuing from the run's checkpoint where there is one.
+
+    Returns how it was computed: CPU ``threads``, ``numeric`` mode, whether ``compiled``.
 
     Args:
         batches: yields, for arrays of image indices and an epoch, dictionaries with ``ids`` and what the task needs.
@@ -93,7 +97,9 @@ def fit(
             watch,
             received,
         )
+        facts = {"threads": torch.get_num_threads()}
     _settle(trainer)
+    return {**facts, "numeric": numeric_mode(config.precision, trainer.device), "compiled": config.compile}
 
 
 def _follow(

@@ -130,14 +130,14 @@ def fit_stage(
     config: TrainingConfig,
     session: TrainingSession,
     score: Callable[[Split], np.ndarray],
-) -> None:
-    """Follow the task's losses under the session's selection rule.
+) -> dict[str, Any]:
+    """Follow the task's losses under the session's selection rule, and return how that was computed.
 
     Args:
         score: gives the scores (N, C) of a split by the weights as they are now.
     """
     dataset, experiment = session.dataset, session.experiment
-    fit(
+    return fit(
         task,
         batches,
         config,

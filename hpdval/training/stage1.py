@@ -200,7 +200,9 @@ def _train(session: TrainingSession) -> Scorer:
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    fit_stage("stage1", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score)
-    session.run.log(stage="stage1", **objective.record())
+    facts = fit_stage(
+        "stage1", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score
+    )
+    session.run.log(stage="stage1", **facts, **objective.record())
     student.requires_grad_(False)
     return scorer()

@@ -153,6 +153,6 @@ def _train(session: TrainingSession) -> Scorer:
             seen[id(split)] = encode_split(clip, split, show=False, **options)
         return scorer().score_features(seen[id(split)]).cpu().numpy()
 
-    fit_stage("stage2", task, FeatureBatches(features, dataset), config, session, score)
-    session.run.log(stage="stage2", **objective.record(), context_shift=task.prompts.moved())
+    facts = fit_stage("stage2", task, FeatureBatches(features, dataset), config, session, score)
+    session.run.log(stage="stage2", **facts, **objective.record(), context_shift=task.prompts.moved())
     return scorer()
