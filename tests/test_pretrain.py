@@ -22,7 +22,8 @@ from hpdval.data.scenes import load_scenes
 from hpdval.data.scenes.world import NAMES, stream_scene
 from hpdval.files import sha256_file
 from hpdval.training import pretrain as module
-from hpdval.training.pretrain import PretrainConfig, Towers, batch_texts, draw_pool, pretrain, save_clip, sigmoid_loss
+from hpdval.training.pretrain import PretrainConfig, Towers, batch_texts, pretrain, sigmoid_loss
+from hpdval.training.stream import save_weights
 
 CONFIG = json.loads(asset_path("scenes_clip.json").read_text())
 TINY = {
@@ -74,14 +75,6 @@ def test_towers_return_cosines_of_projected_tokens() -> None:
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_pool_is_the_stream_whatever_the_number_of_workers() -> None:
-    pixels, shows = draw_pool(3, seed=5, workers=2)
-    for i in range(3):
-        scene = stream_scene(i, seed=5)
-        assert np.array_equal(pixels[i].permute(1, 2, 0).numpy(), scene.image)
-        assert {name for name, shown in zip(NAMES, shows[i], strict=True) if shown} == set(scene.names)
-
-
 def test_a_short_run_lowers_the_loss_and_is_repeatable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +87,7 @@ def test_a_short_run_lowers_the_loss_and_is_repeatable(
     )
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 8/8 loss")]
     assert len(said) == 2
-    digest = save_clip(first, tmp_path / "clip.safetensors", {"seed": "0"})
+    digest = save_weights(first, tmp_path / "clip.safetensors", {"seed": "0"})
     assert digest == sha256_file(tmp_path / "clip.safetensors")
     stored = load_file(tmp_path / "clip.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}

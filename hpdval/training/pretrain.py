@@ -1,8 +1,8 @@
 """Train the small CLIP of the embedded world from scratch: ``python -m hpdval.training.pretrain --out DIR``.
 
-Pictures come from a class-balanced stream (:func:`hpdval.data.scenes.world.stream_scene`) that shares no picture with
-scenes-lt.  The loss is SigLIP's sigmoid loss (Zhai et al., ICCV 2023, eq. 1) with every true pair a positive: a text is
-true of a picture when the picture shows everything it names.  Texts are one prompt for each thing and captions.
+Pictures are those of :mod:`hpdval.training.stream`.  The loss is SigLIP's sigmoid loss (Zhai et al., ICCV 2023, eq. 1)
+with every true pair a positive: a text is true of a picture when the picture shows everything it names.  Texts are one
+prompt for each thing and captions.
 
 Letters: B images in a batch, P patches, T texts, V things, D joint width, S pixels of a side.
 """
@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from hpdval.assets import asset_path
-from hpdval.data.scenes.world import NAMES, TEMPLATES, caption, stream_scene
-from hpdval.files import atomic_write, read_json, sha256_file, write_json
+from hpdval.data.scenes.world import NAMES, TEMPLATES, caption
+from hpdval.files import read_json, write_json
+from hpdval.training.stream import draw_pool, fast_cpu, fit, read_arguments, save_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +43,6 @@ class PretrainConfig:
     topk: int = 10  # of 64 patches, as 32 of 196
     seed: int = 0
     workers: int = 2
-
-
-def draw_pictures(indices: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pictures of the stream: (N, 3, 64, 64) uint8, and what they show, (N, V) bool."""
-    scenes = [stream_scene(i, seed=seed) for i in indices]
-    pixels = np.stack([scene.image.transpose(2, 0, 1) for scene in scenes])
-    return pixels, np.array([[name in scene.names for name in NAMES] for scene in scenes])
-
-
-def draw_pool(images: int, seed: int, workers: int) -> tuple[Tensor, np.ndarray]:
-    """Draw the first ``images`` pictures of the stream in worker processes."""
-    parts = [range(i, min(i + 500, images)) for i in range(0, images, 500)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        drawn = list(pool.map(draw_pictures, parts, [seed] * len(parts)))
-    return torch.from_numpy(np.concatenate([p for p, _ in drawn])), np.concatenate([s for _, s in drawn])
 
 
 class Towers(nn.Module):
@@ -143,46 +124,22 @@ def warm_text(towers: Towers, tokenizer: Callable[[list[str]], Tensor], config: 
         optimizer.step()
 
 
-def fast_cpu() -> bool:
-    """Say whether this CPU multiplies bfloat16 in hardware."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def pretrain(config: PretrainConfig, *, device: str = "cpu", log_every: float = 20.0) -> open_clip.CLIP:
     """Draw the stream, train, and return the open_clip model in float32 on the CPU."""
     torch.manual_seed(config.seed)
-    r, start = Random(config.seed), time.monotonic()
+    r = Random(config.seed)
     pixels, shows = draw_pool(config.images, config.seed, config.workers)
-    print(f"drew {len(pixels)} pictures in {time.monotonic() - start:.0f} s", flush=True)
     clip_config = read_json(asset_path("scenes_clip.json"))
     towers = Towers(open_clip.CLIP(**clip_config), config.local_weight > 0).to(device)
     tokenizer = open_clip.SimpleTokenizer(context_length=clip_config["text_cfg"]["context_length"])
+    start = time.monotonic()
     warm_text(towers, tokenizer, config, r)
     print(f"text tower told the things apart after {time.monotonic() - start:.0f} s", flush=True)
     low = fast_cpu() or device != "cpu"
     forward = torch.compile(towers) if low else towers
-    decay = [p for p in towers.parameters() if p.ndim > 1]
-    plain = [p for p in towers.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.lr, betas=(0.9, 0.98), fused=True,
-    )  # fmt: skip
-    steps = config.epochs * (config.images // config.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps, pct_start=0.1)
-    order: list[int] = []
-    said, mean_loss = time.monotonic(), 0.0
-    for step in range(steps):
-        if len(order) < config.batch:
-            order = torch.randperm(config.images).tolist()
-        chosen, order = order[: config.batch], order[config.batch :]
+
+    def loss_of(chosen: list[int], images: Tensor) -> Tensor:
         texts, truth = batch_texts(shows[chosen], config.captions, r)
-        images = pixels[chosen]
-        mirror = torch.rand(config.batch) < 0.5
-        images[mirror] = images[mirror].flip(-1)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=low):
             cosines, local = forward(images.to(device), tokenizer(texts).to(device))
         target = torch.from_numpy(truth).float().to(device)
@@ -191,46 +148,24 @@ def pretrain(config: PretrainConfig, *, device: str = "cpu", log_every: float = 
         if local is not None:
             top = local.topk(config.topk, dim=1).values.mean(1)
             loss = loss + config.local_weight * sigmoid_loss(top, target, scale, towers.bias)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        mean_loss += 0.02 * (loss.item() - mean_loss) if step else loss.item()
-        if time.monotonic() - said > log_every or step + 1 == steps:
-            said = time.monotonic()
-            print(f"step {step + 1}/{steps} loss {mean_loss:.3f} {said - start:.0f} s", flush=True)
+        return loss
+
+    fit(
+        towers, pixels, loss_of, epochs=config.epochs, batch=config.batch, lr=config.lr,
+        weight_decay=config.weight_decay, log_every=log_every,
+    )  # fmt: skip
     towers.clip.visual.output_tokens = False
     return towers.clip.float().cpu().eval()
-
-
-def save_clip(clip: nn.Module, path: Path, note: dict[str, str]) -> str:
-    """Write float16 safetensors with ``note`` as metadata, whole or not at all; return the SHA-256."""
-    tensors = {name: value.detach().half().contiguous() for name, value in clip.state_dict().items()}
-    with atomic_write(path) as file:
-        file.write(save(tensors, metadata=note))
-    return sha256_file(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and write ``scenes_clip.safetensors`` and a copy of its configuration into a folder."""
     parser = argparse.ArgumentParser(prog="python -m hpdval.training.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("images", "epochs", "batch", "seed", "workers"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(PretrainConfig, name))
-    parser.add_argument("--lr", type=float, default=PretrainConfig.lr)
-    parser.add_argument("--local-weight", type=float, default=PretrainConfig.local_weight)
-    given = vars(parser.parse_args(arguments))
-    out, device = given.pop("out"), given.pop("device")
-    config = PretrainConfig(**given)
-    start = time.monotonic()
+    config, out, device = read_arguments(parser, PretrainConfig, arguments)
     clip = pretrain(config, device=device)
     note = {"format": "pt", "config": json.dumps(vars(config)), "torch": str(torch.__version__), "device": device}
-    digest = save_clip(clip, out / "scenes_clip.safetensors", note)
+    save_weights(clip, out / "scenes_clip.safetensors", note)
     write_json(out / "scenes_clip.json", read_json(asset_path("scenes_clip.json")))
-    size = os.path.getsize(out / "scenes_clip.safetensors") / 2**20
-    print(f"{out / 'scenes_clip.safetensors'}: {size:.1f} MiB, sha256 {digest}, {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":
