@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab nightly fix scenes-clip clean
+.PHONY: help setup demo test lint lab nightly fix scenes-clip scenes-vit clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -56,6 +56,9 @@ nightly: setup  ## what is too long for every change
 
 scenes-clip: setup  ## train the shipped small CLIP again, into build/scenes-clip
 	@$(BIN)/python -m hpdval.training.pretrain --out build/scenes-clip $(ARGS)
+
+scenes-vit: setup  ## train the shipped small labelled ViT again, into build/scenes-vit
+	@$(BIN)/python -m hpdval.training.pretrain_vit --out build/scenes-vit $(ARGS)
 
 clean:  ## remove build products and tool caches; .venv and runs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

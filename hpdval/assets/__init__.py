@@ -1,10 +1,11 @@
-"""Files shipped with the package: the small CLIP of the embedded world, its model card, and published numbers."""
+"""Files shipped with the package: small CLIP and labelled ViT of the embedded world, their cards, published numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 SCENES_CLIP_SHA256 = "e420b9a7ba7ae74d156c7a192bac94e42a8967862f75b802a5000276d8952613"
+SCENES_VIT_SHA256 = "612bd9ba87b01412ca14597eb4f351e5fe6915e44c39574c42216976cf715aa8"
 
 
 def asset_path(name: str) -> Path:
