@@ -114,7 +114,7 @@ def test_timm_itself_reads_the_shipped_files(tmp_path: Path) -> None:
     wanted = resolve_data_config(model=theirs)
     assert wanted["input_size"] == (3, 64, 64)
     assert wanted["interpolation"] == "bicubic"
-    assert wanted["mean"] == wanted["std"] == (0.5, 0.5, 0.5) != OPENAI_DATASET_MEAN
+    assert list(wanted["mean"]) == list(wanted["std"]) == [0.5, 0.5, 0.5] != list(OPENAI_DATASET_MEAN)
     pixels, _ = drawn(30_000, 4)
     with torch.no_grad():
         expected = theirs(torchvision_normalize(pixels / 255, wanted["mean"], wanted["std"])).numpy()
