@@ -47,13 +47,13 @@ class Report:
             self.wrong.append(remark or f"{what}: {_text(found)} instead of {_text(expected)}")
 
     def __str__(self) -> str:
-        head = (f"{self.name} in {self.root}", "found", "expected", "")
+        head = ("", "found", "expected", "")
         rows = [head, *((what, found, expected, "ok" if ok else "WRONG") for what, found, expected, ok in self.rows)]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows
         ]
-        return "\n".join([*lines, *self.wrong])
+        return "\n".join([f"{self.name} in {self.root}", *lines, *self.wrong])
 
     def check(self) -> None:
         """Raise DataError, one line with what to do, when something is wrong."""
