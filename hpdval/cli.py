@@ -85,7 +85,11 @@ def _add_data(commands: Any) -> None:
     for action, function in ((prepare, _data_prepare), (verify, _data_verify)):
         action.add_argument("name", metavar="NAME", choices=DATA_SETS, help=", ".join(DATA_SETS))
         action.add_argument("--root", required=True, metavar="DIR", help="folder of the data set")
-        action.add_argument("--decode", action="store_true", help="decode every image when verifying (minutes)")
+        action.add_argument(
+            "--decode",
+            action="store_true",
+            help="when verifying, decode every image and compare its content with ROOT/NAME.sha256 (minutes)",
+        )
         action.set_defaults(function=function)
     prepare.add_argument("--from", dest="source", metavar="DIR", help="download nothing: take archives, lists or "
         "extracted folders from anywhere below DIR (linked where possible)")  # fmt: skip

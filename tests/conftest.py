@@ -57,8 +57,9 @@ class Loopback:
 
     ``files`` maps a path to its bytes; ``plans`` a path to an iterator of faults, one for each request:
     ``("break", n)`` closes after n bytes of what it sends, ``("ignore range",)``, ``("corrupt",)`` flips a bit,
-    ``("status", code)``, ``("redirect", url)``, ``("length", n)`` says Content-Length n, ``("shift",)`` says that it
-    sends another range than was asked for.  ``log`` keeps (path, Range header, status) of every request.
+    ``("stall", n)`` sends n bytes and then waits for ``release``, ``("status", code)``, ``("redirect", url)``,
+    ``("length", n)`` says Content-Length n, ``("shift",)`` says that it sends another range than was asked for.
+    ``log`` keeps (path, Range header, status) of every request.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Loopback:
         self.plans: dict[str, Iterator[tuple[Any, ...]]] = {}
         self.log: list[tuple[str, str | None, int]] = []
         self.etags = True
+        self.release = threading.Event()
         loopback = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -106,7 +108,9 @@ class Loopback:
         for name, value in headers.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body[: details[0]] if kind == "break" else body)
+        handler.wfile.write(body[: details[0]] if kind in ("break", "stall") else body)
+        if kind == "stall":
+            self.release.wait(20)
 
 
 @pytest.fixture
@@ -117,6 +121,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.release.set()
     server.server.shutdown()
     server.server.server_close()
     thread.join()

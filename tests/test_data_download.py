@@ -6,6 +6,9 @@ import hashlib
 import json
 import resource
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -299,3 +302,23 @@ def test_an_interrupted_download_keeps_what_came(
     fetch(url, target)
     assert nothing_but(target)
     assert loopback.log[-1] == ("/file", "bytes=3000-", 206)
+
+
+def test_a_killed_download_continues(loopback: Any, target: Path) -> None:
+    body = BODY * 50  # several chunks
+    loopback.files["/file"], url = body, f"{loopback.url}/file"
+    loopback.plans["/file"] = iter([("stall", 300_000)])
+    code = "import sys, pathlib; from hpdval.data.prepare.download import download as d; "
+    code += "d(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    child = subprocess.Popen([sys.executable, "-c", code, url, str(target)])
+    part, deadline = target.with_name("file.bin.part"), time.monotonic() + 20
+    while not (part.exists() and part.stat().st_size > 200_000):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    kept = part.stat().st_size
+    fetch(url, target, size=len(body), sha256=hashlib.sha256(body).hexdigest())
+    assert target.read_bytes() == body
+    assert loopback.log[-1] == ("/file", f"bytes={kept}-", 206)

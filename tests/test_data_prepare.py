@@ -207,7 +207,14 @@ def asked(server: Any) -> list[str]:
 
 VOC_LT_TREE = sorted(
     [
-        *("hpdval-data.json", "voc_labels.txt", "voc_lt_captions.txt", "voc_lt_test.txt", "voc_lt_train.txt"),
+        *(
+            "hpdval-data.json",
+            "voc-lt.sha256",
+            "voc_labels.txt",
+            "voc_lt_captions.txt",
+            "voc_lt_test.txt",
+            "voc_lt_train.txt",
+        ),
         *(f"VOCdevkit/VOC2012/JPEGImages/2008_{i}.jpg" for i in (1, 2, 3)),
         *(f"VOCdevkit/VOC2012/Annotations/2008_{i}.xml" for i in (1, 2, 3)),
         *(f"VOCdevkit/VOC2007/JPEGImages/00000{i}.jpg" for i in (1, 2)),
@@ -551,14 +558,33 @@ def test_each_harm_is_noticed_and_named(
     assert "WRONG" in str(report)
 
 
-def test_only_decoding_notices_damage_in_the_middle(voc_lt: PublishedSet, tmp_path: Path) -> None:
+def test_the_content_of_images_is_written_down_once(voc_lt: PublishedSet, loopback: Any, tmp_path: Path) -> None:
     run(voc_lt, tmp_path)
+    listed = [name for name in VOC_LT_TREE if name.endswith(".jpg")]
+    lines = [f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n" for name in listed]
+    assert (tmp_path / "voc-lt.sha256").read_text() == "".join(sorted(lines, key=lambda line: line[66:]))
+
+    path = tmp_path / listed[0]
+    before, other = path.read_bytes(), (tmp_path / listed[1]).read_bytes()
+    path.write_bytes(other)  # a good picture, but another one
+    assert run(voc_lt, tmp_path).ok
+    report = verify(voc_lt, tmp_path, decoded=True, show=False)
+    assert report.wrong == [f"1 damaged or changed: {listed[0]} has changed since it was prepared"]
+    path.unlink()
+    assert run(voc_lt, tmp_path).ok
+    assert path.read_bytes() == before
+    assert verify(voc_lt, tmp_path, decoded=True, show=False).ok
+
+
+def test_decoding_notices_more_than_a_look(voc_lt: PublishedSet, tmp_path: Path) -> None:
+    run(voc_lt, tmp_path)
+    (tmp_path / "voc-lt.sha256").unlink()
     path = tmp_path / "VOCdevkit/VOC2012/JPEGImages/2008_2.jpg"
     data = path.read_bytes()
     table = data.index(b"\xff\xc4") + 5
     path.write_bytes(data[:table] + b"\xff" * 16 + data[table + 16 :])  # header and end are as they were
     assert verify(voc_lt, tmp_path, show=False).ok
-    assert not verify(voc_lt, tmp_path, decoded=True, show=False).ok
+    assert "2008_2.jpg cannot be decoded" in str(verify(voc_lt, tmp_path, decoded=True, show=False))
 
 
 def test_a_crowd_may_or_may_not_count(coco_lt: PublishedSet, tmp_path: Path) -> None:
@@ -661,9 +687,12 @@ def test_a_name_needs_a_prepared_folder(voc_lt: PublishedSet, tmp_path: Path) ->
         load_dataset("voc-lt", root=tmp_path, crowd=True)
 
 
-def test_the_command_line_knows_the_catalogue() -> None:
+def test_the_command_line_and_the_page_know_the_catalogue() -> None:
     assert tuple(CATALOGUE) == cli.DATA_SETS
+    page = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     for known in CATALOGUE.values():
+        train, test = known.facts.images
+        assert f"| `{known.name}` | {train:,} / {test:,} |" in page
         for file in (*known.lists, *known.archives):
             assert len(file.sha256 or "") == 64
             assert file.size

@@ -22,7 +22,7 @@ import hpdval
 from hpdval.errors import DataError, HpdvalError
 from hpdval.files import read_json, sha256_file, write_json
 
-CHUNK = 1 << 18  # bytes
+CHUNK = 1 << 16  # bytes
 ATTEMPTS = 5  # without a byte more than before
 PAUSE = 1.0  # seconds before the second attempt; doubled each time
 LONGEST_PAUSE = 30.0

@@ -3,6 +3,7 @@
 In the root, beside the data:
 
     hpdval-data.json    which files came from where, with size and SHA-256
+    NAME.sha256         the content of every image, as sha256sum knows it
     downloads/          archives while they are needed, and ``.part`` files that the next call continues
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hpdval.data.prepare.checksums import add_checksums
 from hpdval.data.prepare.download import PAUSE, download
 from hpdval.data.prepare.extract import extract
 from hpdval.data.prepare.local import LocalFiles, place
@@ -68,7 +70,11 @@ def prepare(
             work.run()
     except Timeout:
         raise DataError(f"{root} is being prepared by another process; wait for it or choose another folder") from None
-    return verify(known, root, show=show)
+    report = verify(known, root, show=show)
+    if report.ok:
+        images = [path for archive in known.archives for path in archive.images(archive.stems(root))]
+        add_checksums(known, root, images, show=show)
+    return report
 
 
 @dataclass

@@ -6,7 +6,7 @@ Letters: N images, C classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ import numpy as np
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.decode import decode, image_size
 from hpdval.data.prepare.agreement import disagreements
+from hpdval.data.prepare.checksums import read_checksums
 from hpdval.data.prepare.published import Facts, PublishedSet
 from hpdval.errors import DataError
 from hpdval.files import sha256_file
@@ -74,7 +75,7 @@ def verify(known: PublishedSet, root: Path, *, images: bool = True, decoded: boo
         known: the data set.
         root: the folder it was prepared in.
         images: whether to look at the images; False checks lists and labels only.
-        decoded: decode every image completely, which takes minutes.
+        decoded: decode every image completely and compare it with its checksum, which takes minutes.
         show: show progress.
     """
     report = Report(known.name, root)
@@ -124,6 +125,7 @@ def _counts(dataset: Dataset, facts: Facts) -> list[tuple[str, tuple[int, ...], 
 
 
 def _images(report: Report, known: PublishedSet, root: Path, decoded: bool, show: bool) -> None:
+    checksums = read_checksums(known, root) if decoded else None
     for archive in known.archives:
         try:
             paths = archive.images(archive.stems(root))
@@ -134,12 +136,11 @@ def _images(report: Report, known: PublishedSet, root: Path, decoded: bool, show
             continue
         missing = [path for path in archive.needed(archive.stems(root)) if not (root / path).is_file()]
         report.add(f"files missing, {archive.name}", len(missing), 0, remark=_some("missing", missing))
-        there = [root / path for path in paths if (root / path).is_file()]
-        look = decode if decoded else look_at
+        there = [path for path in paths if (root / path).is_file()]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = pool.map(partial(_error, look), there)
+            found = pool.map(partial(_error, root, checksums), there)
             errors = [error for error in progress(found, archive.name, total=len(there), show=show) if error]
-        what = "not decodable" if decoded else "damaged or cut off"
+        what = "damaged or changed" if decoded else "damaged or cut off"
         report.add(f"images {what}, {archive.name}", len(errors), 0, remark=_some(what, errors))
 
 
@@ -158,9 +159,15 @@ def look_at(path: Path) -> None:
     decode(path)
 
 
-def _error(look: Callable[[Path], object], path: Path) -> str:
+def _error(root: Path, checksums: Mapping[str, str] | None, name: str) -> str:
+    """Return what is wrong with an image: a look at it, or with checksums its content and every pixel."""
     try:
-        look(path)
+        if checksums is None:
+            look_at(root / name)
+        elif name in checksums and sha256_file(root / name) != checksums[name]:
+            return f"{name} has changed since it was prepared"
+        else:
+            decode(root / name)
     except (DataError, OSError) as error:
         return str(error)
     return ""
