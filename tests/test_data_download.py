@@ -96,6 +96,7 @@ def test_a_server_that_sends_another_range_is_not_believed(loopback: Any, url: s
     loopback.plans["/file"] = iter([("break", 6000), ("shift",)])
     fetch(url, target)
     assert nothing_but(target)
+    assert [asked for _, asked, _ in loopback.log] == [None, "bytes=6000-", None]
 
 
 def test_a_file_that_changed_between_two_parts_starts_anew(loopback: Any, url: str, target: Path) -> None:
