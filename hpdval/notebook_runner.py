@@ -32,6 +32,8 @@ from hpdval.notebook_parameters import check_parameters, find_notebook, notebook
 
 RECORD = "notebook.json"
 HASHED_BELOW = 64 * 2**20  # bytes
+# what says which images have which labels below the root of a prepared data set
+LISTS = ("*_lt_*.txt", "*_labels.txt", "VOCdevkit/*/ImageSets/Main/*.txt", "annotations/instances_*.json")
 
 
 @cache
@@ -46,7 +48,8 @@ def notebook_key(notebook: Path, values: Mapping[str, Any]) -> str:
     """Return a digest of sources, parameters, package, and the files and finished runs that parameters point to.
 
     A parameter points to a file by its path, from here or from the folder of ``dataset``, where a list of classes may
-    lie, too.  Of a folder, a finished run's manifest and weights in open_clip's layout count; pictures never do.
+    lie, too.  Of a folder, a finished run's manifest, weights in open_clip's layout and, of ``root``, the lists of a
+    prepared data set count; pictures never do.
     """
     cells = [[cell["cell_type"], "".join(cell["source"])] for cell in read_json(notebook)["cells"]]
     values = {name: value for name, value in values.items() if name != "run_dir"}
@@ -56,6 +59,7 @@ def notebook_key(notebook: Path, values: Mapping[str, Any]) -> str:
     beside = [Path("classes.txt"), Path(f"{source.stem.split('_')[0]}_labels.txt")] if "dataset" in given else []
     pointed = {folder / path for path in (*given.values(), *beside) for folder in folders}
     files = [file for p in sorted(pointed) for file in (p, p / "manifest.json", *sorted(p.glob("open_clip_*")))]
+    files += [file for pattern in LISTS if "root" in given for file in sorted(given["root"].glob(pattern))]
     inputs = [_fingerprint(file) for file in files]
     return digest(cells, values, [known for known in inputs if known], hpdval.__version__, package_digest())
 

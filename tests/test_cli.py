@@ -35,7 +35,7 @@ def test_help_is_there_in_half_a_second() -> None:
         result = run("--help")
         best = min(best, time.perf_counter() - began)
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("demo", "run", "study", "predict", "doctor"))
+    assert all(name in result.stdout for name in ("demo", "run", "study", "predict", "data", "doctor"))
     assert best < 0.5
 
 

@@ -372,7 +372,7 @@ def test_voc_errors_name_what_is_there(folder: Path) -> None:
 
 def test_unknown_sources_and_options_are_refused_in_one_line(folder: Path) -> None:
     train = write(folder / "t.csv", "path,labels", "a.png,dog")
-    with pytest.raises(DataError, match=r"source .*nowhere does not exist; allowed: 'scenes-lt', a \.csv"):
+    with pytest.raises(DataError, match=r"source .*nowhere does not exist; allowed: 'scenes-lt', 'voc-lt', .*a \.csv"):
         load_dataset(folder / "nowhere")
     with pytest.raises(DataError, match="has no known form"):
         load_dataset(folder / "a.png")

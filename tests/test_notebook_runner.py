@@ -171,6 +171,20 @@ def test_the_key_follows_the_files_that_parameters_point_to(make: Callable[..., 
     assert notebook_runner.notebook_key(notebook, values) in keys
 
 
+def test_the_key_follows_the_lists_of_a_prepared_data_set(make: Callable[..., Path], tmp_path: Path) -> None:
+    notebook, values = make(), {"dataset": "voc-lt", "root": str(tmp_path)}
+    keys = {notebook_runner.notebook_key(notebook, values)}
+    names = ("voc_lt_train.txt", "voc_labels.txt", "VOCdevkit/VOC2007/ImageSets/Main/test.txt")
+    names += ("annotations/instances_train2014.json",)
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+        keys.add(notebook_runner.notebook_key(notebook, values))
+    assert len(keys) == 1 + len(names)
+    (tmp_path / "VOCdevkit/VOC2007/a.jpg").write_text("a picture")
+    assert notebook_runner.notebook_key(notebook, values) in keys
+
+
 def test_a_large_file_is_known_by_size_and_time(
     make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

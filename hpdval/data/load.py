@@ -16,13 +16,16 @@ from hpdval.data.coco import load_coco
 from hpdval.data.csv_source import load_csv
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.lists import load_lists
+from hpdval.data.prepare.catalogue import CATALOGUE
 from hpdval.data.splits import carve_validation
 from hpdval.data.voc import load_voc
 from hpdval.errors import ConfigError, DataError
+from hpdval.files import sha256_file
 
 _BY_SUFFIX: dict[str, Callable[..., Dataset]] = {".csv": load_csv, ".json": load_coco, ".txt": load_lists}
 _SOURCES = (
-    "'scenes-lt', a .csv file (or its folder with train=), a COCO instances .json, a published list .txt, "
+    f"'scenes-lt', {', '.join(map(repr, CATALOGUE))}, "
+    "a .csv file (or its folder with train=), a COCO instances .json, a published list .txt, "
     "or a VOC devkit folder"
 )
 
@@ -42,7 +45,9 @@ def load_dataset(
     and labels joined by ";".  A folder as source with ``train="train.csv"`` means the CSV in that folder.
 
     Args:
-        source: ``"scenes-lt"``, or the path of a CSV, a COCO instances json, a published list, or a VOC devkit.
+        source: ``"scenes-lt"``; or ``"voc-lt"``, ``"coco-lt"``, ``"voc2007"`` or ``"coco2014"`` with ``root``, a folder
+            that ``hpdval data prepare`` made; or the path of a CSV, a COCO instances json, a published list, or a VOC
+            devkit.
         root: folder of the images, where it is not the one of ``source``.
         val: share of the training images carved out for validation, 0 to below 1, stratified over classes, every class
             keeping a training positive; ``class_counts`` and the groups stay those of the full training list.
@@ -65,6 +70,8 @@ def load_dataset(
         from hpdval.data.scenes import load_scenes
 
         dataset = _call(load_scenes, (), options)
+    elif os.fspath(source) in CATALOGUE:
+        dataset = _published(os.fspath(source), root, options)
     else:
         path, folder = Path(source), Path(root) if root else None
         if path.is_dir() and Path(str(options.get("train", ""))).suffix == ".csv":
@@ -83,6 +90,26 @@ def load_dataset(
     if on_error == "skip":
         dataset = _skip_undecodable(dataset)
     return _with_notes(_with_validation(dataset, val, val_seed))
+
+
+def _published(name: str, root: str | os.PathLike[str] | None, options: dict[str, Any]) -> Dataset:
+    """Load a set of the catalogue from the folder it was prepared in, if its lists are the published ones."""
+    if not root:
+        raise ConfigError(f"{name} needs root=, a folder made by: hpdval data prepare {name} --root DIR")
+    known, folder = CATALOGUE[name], Path(root)
+    remedy = f"hpdval data prepare {name} --root {folder}"
+    for path in (known.source, *known.companions.values()):
+        if not (folder / path).exists():
+            raise DataError(f"{folder} is not prepared for {name} ({path} is not there); run: {remedy}")
+    for file in known.lists:
+        if not file.optional and sha256_file(folder / file.name) != file.sha256:
+            raise DataError(f"{folder / file.name} is not the published list; remove it and run: {remedy}")
+    companions = {option: folder / path for option, path in known.companions.items()}
+    try:
+        dataset = _call(known.loader, (folder / known.source, None), {**companions, **options})
+    except DataError as error:
+        raise DataError(f"{error}; what is missing comes with: {remedy}") from None
+    return replace(dataset, name=name)
 
 
 def _call(loader: Callable[..., Dataset], arguments: tuple[Any, ...], options: dict[str, Any]) -> Dataset:

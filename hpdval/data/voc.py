@@ -77,7 +77,7 @@ def _read_split(
             if not text:
                 continue
             stem = safe_path(text.split()[0], f"{set_file}, line {line}")
-            rows = _objects(devkit / year_folder / "Annotations" / f"{stem}.xml", column, difficult)
+            rows = read_objects(devkit / year_folder / "Annotations" / f"{stem}.xml", column, difficult)
             listing.add(f"{year_folder}/JPEGImages/{stem}.jpg", [int(row[0]) for row in rows])
             objects.append(rows)
     return listing.split(
@@ -88,7 +88,12 @@ def _read_split(
     )
 
 
-def _objects(path: Path, column: dict[str, int], difficult: bool) -> list[tuple[float, ...]]:
+def read_objects(path: Path, column: dict[str, int], difficult: bool) -> list[tuple[float, ...]]:
+    """Return rows of class index, x, y, width, height of the objects in one xml file, boxes from 0.
+
+    Raises:
+        DataError: the file cannot be read, or names a class that is not in ``column``.
+    """
     try:
         tree = ElementTree.parse(path)
     except FileNotFoundError:

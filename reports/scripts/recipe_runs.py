@@ -15,7 +15,7 @@ from typing import Any
 
 DATASET = "scenes-lt"
 RECIPES = ("hpdval", "paper", "released")
-SHORT = {"stage1.epochs": 12, "stage1.precision": "bfloat16"}  # of the single differences, which are many
+SHORT = {"stage1.epochs": 8, "stage1.precision": "bfloat16"}  # of the single differences, which are many
 PAPERS_LOSS = {"stage1.loss.name": "db_star", "stage1.loss.denominator": "all"}
 RELEASED_SCORE = {"score.reading": "released"}
 DIFFERENCES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,1 @@
+"""The published data sets, made ready: what they consist of, downloads, extraction, and the check of the result."""
