@@ -169,13 +169,15 @@ def test_images_of_another_shape_are_errors(clip: Clip, shape: tuple[int, ...]) 
 def test_tokens_after_the_end_do_not_matter_and_are_left_out(clip: Clip) -> None:
     model = clip.model.double()
     ids = clip.tokenise(["dog", "a photo of a very small dog."])
-    whole = text_features(model, ids, trim=False)
+    whole = text_features(model, ids, plain=True)
     torch.testing.assert_close(text_features(model, ids), whole, rtol=0, atol=1e-14)
     seen: list[int] = []
-    handle = clip.token_embedding.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    handle = clip.token_embedding.register_forward_hook(
+        lambda module, inputs, output: seen.append(output[..., 0].numel())
+    )
     text_features(model, ids)
     handle.remove()
-    assert seen == [10]  # [SOS] a photo of a very small dog . [EOT], of 20
+    assert seen == [12]  # [SOS], once; dog [EOT]; a photo of a very small dog . [EOT]: of 2 * 20
 
 
 def test_a_prompt_that_does_not_fit_is_named(clip: Clip) -> None:

@@ -107,9 +107,9 @@ def test_contexts_that_cannot_be_made_are_errors(clip: Clip, tokens: int, init: 
         context_init(clip, tokens, init)
 
 
-@pytest.mark.parametrize("shape", [(24,), (0, 24), (4, 23), (3, 4, 24)])
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (4, 23), (0, 4, 24), (1, 3, 4, 24)])
 def test_contexts_of_another_shape_are_errors(clip: Clip, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"context must be \(M, 24\)"):
+    with pytest.raises(ConfigError, match=r"context must be \(M, 24\) or \(S, M, 24\)"):
         clip.encode_prompts(torch.zeros(shape), CLASSES)
 
 
@@ -131,8 +131,8 @@ def test_hierarchical_prompts_are_two_contexts_and_nothing_else(clip: Clip) -> N
     v, v_prime = prompts.contexts["global"], prompts.contexts["local"]
     assert not torch.equal(v, v_prime)
     text_global, text_local = prompts(clip, fixed)
-    assert torch.equal(text_global, clip.encode_prompts(v, CLASSES))
-    assert torch.equal(text_local, clip.encode_prompts(v_prime, CLASSES))
+    torch.testing.assert_close(text_global, clip.encode_prompts(v, CLASSES), rtol=0, atol=1e-12)
+    torch.testing.assert_close(text_local, clip.encode_prompts(v_prime, CLASSES), rtol=0, atol=1e-12)
 
     assert prompts.moved() == {"global": 0.0, "local": 0.0}
     with torch.no_grad():

@@ -83,6 +83,14 @@ class Clip(nn.Module):
         return [p for name, p in self.model.named_parameters() if not name.startswith(("visual.", "logit_"))]
 
     @property
+    def text_path(self) -> str:
+        """How prompts are encoded: ``"shared prefix"`` where the text tower allows it, else ``"plain"``, which is slow.
+
+        Both give the same features; see :func:`hpdval.models.text.text_path`.
+        """
+        return text.text_path(self.model)
+
+    @property
     def token_embedding(self) -> nn.Embedding:
         """The embeddings of tokens (vocabulary, W), a part of :attr:`model`."""
         return cast(nn.Embedding, getattr(self.model, "text", self.model).token_embedding)
@@ -158,17 +166,22 @@ class Clip(nn.Module):
         """Return features (C, D) of [SOS][v_1 .. v_M][class name][.][EOT], differentiable in the context.
 
         Args:
-            context: v, (M, W) float, on the scale of token embeddings; shared by all classes.
+            context: v, (M, W) float, on the scale of token embeddings; shared by all classes.  S contexts at once,
+                (S, M, W), give features (S, C, D).
             classes: C names; underscores become spaces.
 
         Raises:
-            ConfigError: the context is not (M, W), or a class name is empty or does not fit.
+            ConfigError: the context is of another shape, or a class name is empty or does not fit.
         """
-        if context.ndim != 2 or not len(context) or context.shape[1] != self.text_width:
-            raise ConfigError(f"context must be (M, {self.text_width}) for {self.name}, got {tuple(context.shape)}")
-        words, start, slot = text.prompt_slots(self.tokenizer, len(context))
+        width = self.text_width
+        if context.ndim not in (2, 3) or not context.numel() or context.shape[-1] != width:
+            given = tuple(context.shape)
+            raise ConfigError(f"context must be (M, {width}) or (S, M, {width}) for {self.name}, got {given}")
+        tokens = context.shape[-2]
+        words, start, slot = text.prompt_slots(self.tokenizer, tokens)
         ids = self.tokenise([f"{words} {name}." for name in class_names(classes)])
-        if not bool((ids[:, start : start + len(context)] == slot).all()):
+        head = ids[:, : start + tokens]
+        if not bool((head == head[0]).all() and (head[0, start:] == slot).all()):
             raise ModelError(f"the tokenizer of {self.name} leaves no place for learnable context tokens")
         return text.text_features(self.model, ids, context=context, start=start)
 

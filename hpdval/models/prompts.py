@@ -94,7 +94,8 @@ class HierarchicalPrompts(nn.Module):
 
     def forward(self, clip: Clip, fixed: Tensor) -> tuple[Tensor, Tensor]:
         """Return T_G and T_L, (C, D) each, not L2-normalised; ``fixed`` (C, D) is T_H."""
-        texts = {name: clip.encode_prompts(context, self.classes) for name, context in self.contexts.items()}
+        contexts = torch.stack(list(self.contexts.values()))  # (S, M, W): both sets in one go
+        texts = dict(zip(self.contexts, clip.encode_prompts(contexts, self.classes), strict=True))
         return texts.get("global", fixed), texts.get("local", fixed)
 
     def moved(self) -> dict[str, float]:

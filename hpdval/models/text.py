@@ -1,6 +1,7 @@
 """Prompts to features through open_clip's own text towers, with learnable contexts in place of words.
 
-Letters: C prompts, L text tokens, M context tokens, W text transformer width, D joint embedding width.
+Letters: C prompts, L text tokens, S sets of M context tokens, W text transformer width, D joint embedding width, R rows
+of T tokens that hold all prompts.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import TextTransformer, Transformer
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional as F
 
 from hpdval.errors import ConfigError, ModelError
+from hpdval.models.packing import pack
 
 Tokenizer = Callable[..., Tensor]  # (list of str, context_length=...) -> (C, L) int64
 PLACEHOLDER = "X"
@@ -69,48 +72,96 @@ def prompt_slots(tokenizer: Tokenizer, tokens: int) -> tuple[str, int, int]:
     return " ".join([PLACEHOLDER] * tokens), start, int(one[start])
 
 
-class _TextTower(nn.Module):
-    """The text half of an open_clip model, as one module whose tensors ``functional_call`` can exchange."""
+def text_path(model: nn.Module) -> str:
+    """Return how prompts go through a text tower: ``"shared prefix"`` where that is exact, else ``"plain"``.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        features = self.model.encode_text(ids, normalize=False)  # type: ignore[operator]
-        return features[0] if isinstance(features, tuple) else features
+    It is exact where a token sees only what stands before it, and the feature is read at [EOT]: CLIP's text towers.
+    """
+    part = _part(model)
+    if type(part) not in (open_clip.CLIP, TextTransformer) or type(part.transformer) is not Transformer:
+        return "plain"
+    causal = part.attn_mask is not None  # open_clip knows one mask, which no weights bring with them
+    pool, eos = _pooling(part)
+    at_end = pool == "argmax" or (pool == "eos" and eos is not None)
+    return "shared prefix" if causal and at_end and getattr(part, "cls_emb", None) is None else "plain"
 
 
 def text_features(
-    model: nn.Module, ids: Tensor, *, context: Tensor | None = None, start: int = 1, trim: bool = True
+    model: nn.Module, ids: Tensor, *, context: Tensor | None = None, start: int = 1, plain: bool = False
 ) -> Tensor:
     """Return text features (C, D), not L2-normalised, of token ids (C, L).
 
-    ``context`` (M, W) takes the place of the token embeddings at ``start`` .. ``start + M``, before positional
-    embeddings are added.  ``trim``: where a tower is causal and reads its features at EOT, what follows the EOT cannot
-    reach them, so the batch is cut after its longest prompt: the same numbers for L = 10 instead of 77 tokens.
+    Args:
+        model: an open_clip model.
+        ids: from :func:`tokenise`; with a context, all alike up to ``start + M``.
+        context: (M, W), takes the place of the token embeddings at ``start`` .. ``start + M``, before positional
+            embeddings are added; or S contexts (S, M, W), for features (S, C, D).
+        start: where the context begins.
+        plain: encode every prompt by itself and at full length even where :func:`text_path` knows better; for tests and
+            benchmarks to compare with.
     """
-    part: Any = getattr(model, "text", model)  # open_clip's CLIP holds the text tower's parts itself
-    prefix = "model." if part is model else "model.text."
-    exchanged: dict[str, Tensor] = {}
-    pool = getattr(part, "pool_type", getattr(part, "text_pool_type", None))
-    if trim and pool == "argmax" and part.attn_mask is not None and getattr(part, "cls_emb", None) is None:
-        length = int(ids.argmax(dim=-1).max()) + 1  # asked before the ids move, so that no GPU is waited for
-        ids = ids[:, :length]
-        exchanged[f"{prefix}positional_embedding"] = part.positional_embedding[:length]
-        exchanged[f"{prefix}attn_mask"] = part.attn_mask[:length, :length]
-    ids = ids.to(part.token_embedding.weight.device)
-    hook = None
-    if context is not None:
-        stop = start + len(context)
+    if context is not None and context.ndim == 2:
+        return text_features(model, ids, context=context[None], start=start, plain=plain)[0]
+    if not plain and text_path(model) == "shared prefix":
+        features = _shared_prefix(model, ids, context, start)  # (S, C, D)
+        return features[0] if context is None else features
+    if context is None:
+        return _plain(model, ids)
+    return torch.stack([_plain(model, ids, one, start) for one in context])
 
-        def insert(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:  # (C, L, W)
-            middle = context.to(embedded).expand(len(embedded), -1, -1)
-            return torch.cat([embedded[:, :start], middle, embedded[:, stop:]], dim=1)
 
-        hook = part.token_embedding.register_forward_hook(insert)
-    try:
-        return functional_call(_TextTower(model), exchanged, (ids,))
-    finally:
-        if hook is not None:
-            hook.remove()
+def _plain(model: Any, ids: Tensor, context: Tensor | None = None, start: int = 1) -> Tensor:
+    """Return open_clip's own features (C, D) of token ids (C, L), with a context (M, W) put into the embeddings."""
+    embedding = _part(model).token_embedding
+
+    def insert(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:  # (C, L, W)
+        return embedded if context is None else _insert(embedded, context[None], start)
+
+    with embedding.register_forward_hook(insert):
+        features = model.encode_text(ids.to(embedding.weight.device), normalize=False)
+    return features[0] if isinstance(features, tuple) else features
+
+
+def _shared_prefix(model: nn.Module, ids: Tensor, contexts: Tensor | None, start: int) -> Tensor:
+    """Return the same features (S, C, D) from rows in which the tokens that prompts share stand once."""
+    part = _part(model)
+    pool, eos = _pooling(part)
+    ends = (ids if pool == "argmax" else (ids == eos).int()).argmax(dim=-1).tolist()
+    prompts = tuple(tuple(row[: end + 1]) for row, end in zip(ids.tolist(), ends, strict=True))
+    packed = pack(prompts, part.token_embedding.embedding_dim)
+    device, dtype = part.token_embedding.weight.device, part.transformer.get_cast_dtype()
+
+    x = part.token_embedding(packed.ids.to(device)).to(dtype)  # (R, T, W)
+    if contexts is not None:
+        x = _insert(x, contexts, start)  # (S * R, T, W)
+    sets = len(x) // len(packed.ids)
+    x = x + F.embedding(packed.positions.to(device), part.positional_embedding.to(dtype)).repeat(sets, 1, 1)
+    mask = torch.zeros(packed.visible.shape, dtype=dtype, device=device)
+    mask.masked_fill_(~packed.visible.to(device), float("-inf"))
+    mask = mask.repeat_interleave(part.transformer.resblocks[0].attn.num_heads, dim=0).repeat(sets, 1, 1)
+    x = part.transformer(x, attn_mask=mask)
+
+    row, column = packed.ends.to(device)
+    x = part.ln_final(x.unflatten(0, (sets, -1))[:, row, column])  # (S, C, W)
+    projection = part.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def _part(model: nn.Module) -> Any:
+    """Return the module that has the parts of the text tower: open_clip's CLIP itself, or its ``text``."""
+    return getattr(model, "text", model)
+
+
+def _pooling(part: Any) -> tuple[Any, Any]:
+    """Return which token a tower reads its feature at, by name, and the id of [EOT] where the name is ``"eos"``."""
+    prefix = "text_" if isinstance(part, open_clip.CLIP) else ""
+    return getattr(part, f"{prefix}pool_type", None), getattr(part, f"{prefix}eos_id", None)
+
+
+def _insert(embedded: Tensor, contexts: Tensor, start: int) -> Tensor:
+    """Return embeddings (N, L, W) once with each of the contexts (S, M, W) in its place: (S * N, L, W)."""
+    before, after = embedded[:, :start], embedded[:, start + contexts.shape[1] :]
+    middles = [context.to(embedded).expand(len(embedded), -1, -1) for context in contexts]
+    return torch.cat([torch.cat([before, middle, after], dim=1) for middle in middles])
