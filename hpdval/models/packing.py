@@ -39,8 +39,9 @@ class Packed:
 
 
 @lru_cache(maxsize=4)  # every step of a training asks for the same classes
-def pack(prompts: tuple[Ids, ...], width: int) -> Packed:
-    """Return prompts in rows of about :func:`row_length` tokens, for a tower of a width W.
+@torch.inference_mode(False)  # what is kept may be asked for by a pass with gradients next
+def pack(prompts: tuple[Ids, ...], width: int, device: torch.device | str = "cpu") -> Packed:
+    """Return prompts in rows of about :func:`row_length` tokens, for a tower of width W, on its device.
 
     >>> packed = pack(((6, 1, 2, 7), (6, 1, 7)), width=512)  # 6 for [SOS], 7 for [EOT]
     >>> packed.ids.tolist(), packed.positions.tolist(), packed.ends.tolist()
@@ -60,7 +61,7 @@ def pack(prompts: tuple[Ids, ...], width: int) -> Packed:
         seen = [(node, other) for node, path in enumerate(paths) for other in path]
         visible[row][tuple(torch.tensor(seen).T)] = True
         ends[:, group] = torch.stack([torch.full((len(last),), row), torch.tensor(last)])
-    return Packed(ids, positions, visible, ends)
+    return Packed(*(tensor.to(device) for tensor in (ids, positions, visible, ends)))
 
 
 def row_length(shared: int, width: int) -> float:

@@ -128,20 +128,19 @@ def _shared_prefix(model: nn.Module, ids: Tensor, contexts: Tensor | None, start
     pool, eos = _pooling(part)
     ends = (ids if pool == "argmax" else (ids == eos).int()).argmax(dim=-1).tolist()
     prompts = tuple(tuple(row[: end + 1]) for row, end in zip(ids.tolist(), ends, strict=True))
-    packed = pack(prompts, part.token_embedding.embedding_dim)
-    device, dtype = part.token_embedding.weight.device, part.transformer.get_cast_dtype()
+    packed = pack(prompts, part.token_embedding.embedding_dim, part.token_embedding.weight.device)
+    dtype = part.transformer.get_cast_dtype()
 
-    x = part.token_embedding(packed.ids.to(device)).to(dtype)  # (R, T, W)
+    x = part.token_embedding(packed.ids).to(dtype)  # (R, T, W)
     if contexts is not None:
         x = _insert(x, contexts, start)  # (S * R, T, W)
     sets = len(x) // len(packed.ids)
-    x = x + F.embedding(packed.positions.to(device), part.positional_embedding.to(dtype)).repeat(sets, 1, 1)
-    mask = torch.zeros(packed.visible.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~packed.visible.to(device), float("-inf"))
+    x = x + F.embedding(packed.positions, part.positional_embedding.to(dtype)).repeat(sets, 1, 1)
+    mask = torch.zeros_like(packed.visible, dtype=dtype).masked_fill_(~packed.visible, float("-inf"))
     mask = mask.repeat_interleave(part.transformer.resblocks[0].attn.num_heads, dim=0).repeat(sets, 1, 1)
     x = part.transformer(x, attn_mask=mask)
 
-    row, column = packed.ends.to(device)
+    row, column = packed.ends
     x = part.ln_final(x.unflatten(0, (sets, -1))[:, row, column])  # (S, C, W)
     projection = part.text_projection
     if projection is None:
