@@ -48,7 +48,7 @@ def released_step(clip: Clip, batch: dict[str, Any], experiment: Experiment, cou
 
     def step() -> None:
         images = student.normalise(batch["images"])
-        features, text = student.encode_image(images), text_features(student.model, ids, trim=False)
+        features, text = student.encode_image(images), text_features(student.model, ids, plain=True)
         with torch.no_grad():
             teacher_cls = teacher.encode_image(images).cls
         loss = objective(features, text, text, batch["targets"]) + distillation_loss(features.cls, teacher_cls)
@@ -61,7 +61,7 @@ def released_step(clip: Clip, batch: dict[str, Any], experiment: Experiment, cou
                 mean.copy_(0.998 * mean + 0.002 * value)
             average.encode_image(images)
             average_teacher.encode_image(images)
-            text_features(average.model, ids, trim=False)
+            text_features(average.model, ids, plain=True)
 
     return step
 
