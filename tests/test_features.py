@@ -303,14 +303,14 @@ def test_stage2_from_a_float32_store_is_bit_equal_to_stage2_without(
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_stage2_from_half_precision_is_within_a_tenth_of_a_point(tmp_path: Path, dtype: str) -> None:
     dataset = load_dataset("scenes-lt", train=400, test=400)
-    found, exact = (tuned(tmp_path / name, dataset, **{"stage2.features": name}) for name in (dtype, "float32"))
-    assert not torch.equal(found["tensors"]["text_global"], exact["tensors"]["text_global"]), (
-        "the option does something"
-    )
-    assert found["map"] == pytest.approx(exact["map"], abs=0.1)
+    overrides: dict[str, Any] = {"stage2.epochs": 3, "stage2.lr": 5e-3}
+    found, exact = (tuned(tmp_path / name, dataset, **overrides, **{"stage2.features": name}) for name in (dtype, "float32"))
     untrained = zero_shot_scorer(load_clip("scenes"), dataset.classes, score=get_recipe("scenes").score)
     before = hpdval.evaluate(untrained.score(dataset.test, show=False), dataset.test.targets, dataset.class_counts)
-    assert abs(exact["map"] - before.total) > 0.2, "and training does, too"
+    print(found["map"], exact["map"], before.total)
+    assert not torch.equal(found["tensors"]["text_global"], exact["tensors"]["text_global"]), "the dtype matters"
+    assert abs(exact["map"] - before.total) > 0.5, "and so does training"
+    assert found["map"] == pytest.approx(exact["map"], abs=0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -126,18 +126,21 @@ class Features:
         return len(self.tokens)
 
     def __getitem__(self, rows: np.ndarray | range) -> ImageFeatures:
-        chosen = torch.as_tensor(np.asarray(rows, np.int64), device=self.tokens.device)
-        return ImageFeatures(self._ready(self.tokens[chosen, 0]), self._ready(self.tokens[chosen, 1:]))
-
-    def _ready(self, rows: torch.Tensor) -> torch.Tensor:
-        if rows.device.type != self.device.type:
-            rows = rows.pin_memory().to(self.device, non_blocking=True)  # half precision crosses the bus
-        return rows.float()
+        chosen = queued(torch.from_numpy(np.asarray(rows, np.int64)), self.tokens.device)
+        parts = self.tokens[chosen, 0], self.tokens[chosen, 1:]
+        return ImageFeatures(*(queued(part, self.device).float() for part in parts))  # it travels in the store's dtype
 
     def batches(self) -> Iterator[ImageFeatures]:
         """Yield all features in order."""
         for start in range(0, len(self), BATCH):
             yield self[range(start, min(start + BATCH, len(self)))]
+
+
+def queued(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; a copy to a GPU is queued there, and nobody waits for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def encode_split(

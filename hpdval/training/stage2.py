@@ -19,6 +19,7 @@ from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.models.student import make_student
 from hpdval.run import Run
 from hpdval.scoring import Features, Scorer, encode_split
+from hpdval.scoring.features import queued
 from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, starting_objective
@@ -90,12 +91,12 @@ class FeatureBatches:
 
     def __init__(self, features: Features, dataset: Dataset) -> None:
         self.features, self.ids = features, dataset.train.ids
-        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32)).to(features.device)
+        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices; the view is fixed, so ``epoch`` changes nothing."""
         for batch in indices:
-            targets = self.targets[torch.from_numpy(batch).to(self.targets.device)]
+            targets = queued(self.targets[batch], self.features.device)
             yield {"features": self.features[batch], "targets": targets, "ids": [self.ids[i] for i in batch]}
 
 
