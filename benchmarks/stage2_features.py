@@ -198,7 +198,7 @@ def measure(options: argparse.Namespace, folder: Path) -> str:
 def row(name: str, times: dict[str, list[Timed]]) -> str:
     """Return a row of the table: seconds of an epoch, and ratios to the released way within a repeat."""
     pairs = list(zip(times["released"], times[name], strict=True))
-    cells = [f"steps as released, x {len(times[name])}" if name == "released" else f"store in {name}"]
+    cells = ["steps as released" if name == "released" else f"store in {name}"]
     for kind in ("wall", "cpu"):
         values = [getattr(one, kind) for one in times[name]]
         cells.append(f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
@@ -226,7 +226,10 @@ def page(
     """Return the page as Markdown."""
     on = torch.cuda.get_device_name() if options.device == "cuda" else f"{processor()}, {os.cpu_count()} cores"
     load = f"{options.load:.1f} and {os.getloadavg()[0]:.1f}"
-    command = " ".join(["python benchmarks/stage2_features.py", *options.arguments])
+    asked = (
+        f"--threads {options.threads} --images {options.images} --repeats {options.repeats} --device {options.device}"
+    )
+    command = f"python benchmarks/stage2_features.py {asked}"
     rows, store_rows = "\n".join(lines), "\n".join(once)
     size = stage.config.batch_size
     return f"""# Stage 2 from stored features
@@ -270,7 +273,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"), help="folder of stage2_features.md")
     options = parser.parse_args(arguments)
-    options.arguments, options.load = arguments, os.getloadavg()[0]
+    options.load = os.getloadavg()[0]
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HPDVAL_CACHE"] = str(Path(folder) / "cache")

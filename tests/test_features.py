@@ -214,7 +214,7 @@ def test_a_killed_fill_continues_at_its_last_whole_batch_with_the_same_bytes(cli
     with open(part, "ab") as file:  # what a write that was cut short may leave: part of a record, or rubbish
         file.write(b"rubbish" * 100)
     done = fill(folders[1])
-    assert done.stdout == f"{folders[1] / 'cache' / whole.name} [128, 44]\n" or "[44]" in done.stdout, done.stderr
+    assert done.stdout == f"{folders[1] / 'cache' / whole.name} [44]\n", done.stderr
     assert (folders[1] / "cache" / whole.name).read_bytes() == whole.read_bytes()
     assert stores(folders[1] / "cache") == [folders[1] / "cache" / whole.name]
 
@@ -304,10 +304,11 @@ def test_stage2_from_a_float32_store_is_bit_equal_to_stage2_without(
 def test_stage2_from_half_precision_is_within_a_tenth_of_a_point(tmp_path: Path, dtype: str) -> None:
     dataset = load_dataset("scenes-lt", train=400, test=400)
     overrides: dict[str, Any] = {"stage2.epochs": 3, "stage2.lr": 5e-3}
-    found, exact = (tuned(tmp_path / name, dataset, **overrides, **{"stage2.features": name}) for name in (dtype, "float32"))
+    found, exact = (
+        tuned(tmp_path / name, dataset, **overrides, **{"stage2.features": name}) for name in (dtype, "float32")
+    )
     untrained = zero_shot_scorer(load_clip("scenes"), dataset.classes, score=get_recipe("scenes").score)
     before = hpdval.evaluate(untrained.score(dataset.test, show=False), dataset.test.targets, dataset.class_counts)
-    print(found["map"], exact["map"], before.total)
     assert not torch.equal(found["tensors"]["text_global"], exact["tensors"]["text_global"]), "the dtype matters"
     assert abs(exact["map"] - before.total) > 0.5, "and so does training"
     assert found["map"] == pytest.approx(exact["map"], abs=0.1)
