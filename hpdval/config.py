@@ -177,6 +177,7 @@ class Stage2Config(TrainingConfig):
     lr: float = number(5e-6, above=0.0, high=10.0)
     contexts: int = number(4, 1, 70)  # M; "init" as words has its own length, which must agree
     init: str = "normal"  # "normal": N(0, 0.02); otherwise the words whose token embeddings start the contexts
+    features: str = choice("float16", "float16", "bfloat16", "float32")  # how the encoder's features are kept
     prompts: str = choice("both", "both", "global", "local")  # the sets that are learned; the other stays hand-crafted
     sc_weight: float = number(1.0, 0.0)
     sc_anchor: str = choice("global", "global", "local", "both")

@@ -6,12 +6,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from filelock import FileLock
 
 from hpdval.errors import HpdvalError, RunError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -95,3 +99,28 @@ def cache_dir() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "hpdval"
+
+
+def made_once(path: Path, read: Callable[[], T | None], make: Callable[[], None]) -> T:
+    """Return what ``read`` finds in the cached file ``path``; where it finds nothing, one process at a time makes it.
+
+    Raises:
+        RunError: the folder cannot be used, or ``read`` finds nothing in what was just made.
+    """
+    try:
+        found = read()
+        if found is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                found = read()  # another process may have made it meanwhile
+                if found is None:
+                    make()
+                    found = read()
+    except OSError as error:
+        raise RunError(
+            f"the cache {path.parent} cannot be used: {error.strerror or error}; "
+            "set HPDVAL_CACHE to a folder that can be written"
+        ) from error
+    if found is None:
+        raise RunError(f"{path} does not hold what was just written to it; check the disk")
+    return found

@@ -179,7 +179,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 def test_a_cache_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"the image cache .*/file cannot be used"):
+    with pytest.raises(RunError, match=r"the cache .*/file cannot be used"):
         ImageStore.open(split_of(noise(2)), 8, cache=tmp_path / "file")
 
 

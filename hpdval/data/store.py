@@ -11,18 +11,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from PIL import Image
 
 from hpdval.data.dataset import Split
-from hpdval.errors import ConfigError, RunError
-from hpdval.files import atomic_write, cache_dir, digest
+from hpdval.errors import ConfigError
+from hpdval.files import atomic_write, cache_dir, digest, made_once
 
 VERSION = 1  # of the pixels: raise it when decode or resize_image would give others
 MODES = ("squash", "crop")
@@ -109,23 +108,8 @@ class ImageStore:
         key = digest("images", VERSION, PIL.__version__, split.ids, split.fingerprints, size, mode)
         path = Path(cache or cache_dir() / "images") / f"{key}.u8"
         resize_image(np.zeros((1, 1, 3), np.uint8), size, mode)  # refuses a wrong size or mode, also for no images
-        try:
-            store = _read(key, path, len(split), size)
-            if store is None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{path}.lock"):
-                    store = _read(key, path, len(split), size)  # another process may have made it meanwhile
-                    if store is None:
-                        _write(path, split, size, mode, progress)
-                        store = _read(key, path, len(split), size)
-        except OSError as error:
-            raise RunError(
-                f"the image cache {path.parent} cannot be used: {error.strerror or error}; "
-                "set HPDVAL_CACHE to a folder that can be written"
-            ) from error
-        if store is None:
-            raise RunError(f"{path} does not hold what was just written to it; check the disk")
-        return store
+        read = partial(_read, key, path, len(split), size)
+        return made_once(path, read, partial(_write, path, split, size, mode, progress))
 
     @cached_property
     def images(self) -> np.ndarray:

@@ -1,9 +1,12 @@
 """From images to scores, and from scores to finished runs."""
 
+from hpdval.scoring.features import Features, FeatureStore, encode_split
 from hpdval.scoring.runs import load_run, open_run, report_run, run_inputs, score_run, student_of
-from hpdval.scoring.scorer import Scorer, encode, encode_split, native_resize, zero_shot, zero_shot_scorer
+from hpdval.scoring.scorer import Scorer, encode, native_resize, zero_shot, zero_shot_scorer
 
 __all__ = [
+    "FeatureStore",
+    "Features",
     "Scorer",
     "encode",
     "encode_split",

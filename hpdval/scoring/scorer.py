@@ -69,13 +69,6 @@ def encode(
         clip.train(training)
 
 
-def encode_split(clip: Clip, split: Split, *, resize: str | None = None, **options: Any) -> ImageFeatures:
-    """Return all features of a split at once: class tokens (N, D) and patch tokens (N, P, D), float32."""
-    images = ImageStore.open(split, clip.image_size, mode=resize or native_resize(clip)).images
-    parts = list(encode(clip, images, **options))
-    return ImageFeatures(torch.cat([part.cls for part in parts]), torch.cat([part.patches for part in parts]))
-
-
 @dataclass(frozen=True)
 class SavedClip:
     """A file of weights, which weights they are, and how to see that the file was not replaced since."""

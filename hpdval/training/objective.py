@@ -13,7 +13,7 @@ from hpdval.data.dataset import Dataset
 from hpdval.losses import build_loss
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.dual_view import LogitScale, dual_view_scores
-from hpdval.scoring import Scorer
+from hpdval.scoring import Features, Scorer
 
 FIT_IMAGES = 512
 
@@ -61,7 +61,7 @@ def starting_objective(
     dataset: Dataset,
     clip: Clip,
     text: torch.Tensor,
-    images: np.ndarray | ImageFeatures,
+    images: np.ndarray | Features,
 ) -> Objective:
     """Return the objective; its bias, where the config leaves it open, fits the starting scores of training images.
 
@@ -78,9 +78,9 @@ def starting_objective(
     if config.bias is None:
         sample = np.sort(np.random.default_rng(experiment.seed).permutation(len(targets))[:FIT_IMAGES])
         fixed = Scorer(clip, dataset.classes, text, score=experiment.score, precision=config.precision)
-        if isinstance(images, ImageFeatures):
-            scores = fixed.score_features(ImageFeatures(images.cls[sample], images.patches[sample])).cpu()
-        else:
+        if isinstance(images, np.ndarray):
             scores = torch.from_numpy(fixed.score_array(images[sample], show=False))
+        else:
+            scores = fixed.score_features(images[sample]).cpu()
         objective.fit_bias(scores, torch.from_numpy(targets[sample]))
     return objective.to(text.device)

@@ -1,6 +1,6 @@
 """Stage 2, hierarchical prompt tuning (HP-DVAL section III-C): two sets of contexts learn, every encoder stays.
 
-L2 = L_cls + sc_weight * L_sc.  The ViT is frozen and the view fixed, so features are computed once.
+L2 = L_cls + sc_weight * L_sc.  The ViT is frozen and the view fixed, so features are computed once and kept in a store.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 
 from hpdval.config import Experiment, Stage2Config
 from hpdval.data.dataset import Dataset, Split
-from hpdval.models import Clip, ImageFeatures
+from hpdval.models import Clip
 from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.models.student import make_student
 from hpdval.run import Run
-from hpdval.scoring import Scorer, encode_split
+from hpdval.scoring import Features, Scorer, encode_split
+from hpdval.scoring.features import queued
 from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, starting_objective
@@ -88,16 +89,15 @@ class PromptTuning(Task):
 class FeatureBatches:
     """Batches of features that were computed once, their targets (B, C) float32 and ids."""
 
-    def __init__(self, features: ImageFeatures, dataset: Dataset) -> None:
+    def __init__(self, features: Features, dataset: Dataset) -> None:
         self.features, self.ids = features, dataset.train.ids
-        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32)).to(features.cls.device)
+        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices; the view is fixed, so ``epoch`` changes nothing."""
         for batch in indices:
-            chosen = torch.from_numpy(batch).to(self.targets.device)
-            features = ImageFeatures(self.features.cls[chosen], self.features.patches[chosen])
-            yield {"features": features, "targets": self.targets[chosen], "ids": [self.ids[i] for i in batch]}
+            targets = queued(self.targets[batch], self.features.device)
+            yield {"features": self.features[batch], "targets": targets, "ids": [self.ids[i] for i in batch]}
 
 
 def train_stage2(
@@ -132,7 +132,7 @@ def _train(session: TrainingSession) -> Scorer:
     dataset, experiment, config = session.dataset, session.experiment, session.experiment.stage2
     clip = session.start.clip if experiment.normalise else make_student(session.start.clip, normalise=False)
     text = hand_crafted(clip, dataset.classes, experiment.template)
-    options = {"resize": experiment.resize, "precision": config.precision}
+    options = {"resize": experiment.resize, "precision": config.precision, "dtype": config.features}
     features = encode_split(clip, dataset.train, show=session.show, **options)
     objective = starting_objective(config, experiment, dataset, clip, text, features)
     task = PromptTuning(clip, dataset.classes, text, objective, experiment)
@@ -146,12 +146,13 @@ def _train(session: TrainingSession) -> Scorer:
         result.share_clip_of(session.start)
         return result
 
-    seen: dict[int, ImageFeatures] = {}  # the encoder is fixed, so a split is encoded once
+    seen: dict[int, Features] = {}  # the encoder is fixed, so a split is encoded once
 
     def score(split: Split) -> np.ndarray:
         if id(split) not in seen:
             seen[id(split)] = encode_split(clip, split, show=False, **options)
-        return scorer().score_features(seen[id(split)]).cpu().numpy()
+        now = scorer()
+        return torch.cat([now.score_features(batch).cpu() for batch in seen[id(split)].batches()]).numpy()
 
     facts = fit_stage("stage2", task, FeatureBatches(features, dataset), config, session, score)
     session.run.log(stage="stage2", **facts, **objective.record(), context_shift=task.prompts.moved())
