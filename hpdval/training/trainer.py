@@ -59,7 +59,8 @@ class Trainer:
         self.bad = torch.zeros((), device=self.device)  # 1 as soon as something was not finite; no update follows
         self.unread: list[dict[str, Any]] = []
         half = numeric_mode(config.precision, self.device) == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.type) if half else None
+        # PyTorch's own start of 65,536 loses the first updates to overflow, which a short training feels
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10) if half else None
 
     # -- state -----------------------------------------------------------------------------------------------------
 
