@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+import hpdval
 from hpdval.files import atomic_write
-from hpdval.provenance import code_state
 from hpdval.tables.show import to_markdown
 
 MIB = 2**20
@@ -184,14 +184,12 @@ def write_report(
     notes: Sequence[str] = (),
     figure: bool = False,
 ) -> Path:
-    """Write ``OUT/NAME.md``: what was compared, tables by heading, notes, command, hardware, code and date.
+    """Write ``OUT/NAME.md``: what was compared, tables by heading, notes, command, hardware and date.
 
     Args:
         chosen: what :func:`options` returned.
         figure: ``OUT/NAME.png`` is there to be shown.
     """
-    code = code_state()
-    commit = f", commit {code['commit'][:10]}{' with changes' if code['dirty'] else ''}" if code["commit"] else ""
     words = [word for word in chosen.words if not word.startswith("--out") and word != str(chosen.out)]
     sections = [f"# {title}", compared]
     if chosen.quick:
@@ -204,8 +202,7 @@ def write_report(
         *notes,
         f"Command: `make bench ARGS={shlex.quote(' '.join([name, *words]))}`",
         f"Hardware: {hardware()}",
-        f"Code: hpdval {code['version']}{commit}",
-        f"Date: {date.today().isoformat()}",
+        f"Date: {date.today().isoformat()}, hpdval {hpdval.__version__}",
     ]
     sections.append("\n".join(f"- {fact}" for fact in facts))
     path = chosen.out / f"{name}.md"

@@ -19,20 +19,20 @@ CONTEXT = 1.0  # GiB that CUDA's context and the desktop take beside torch
 
 def peak(resolution: int, batch: int) -> float | None:
     """Return what torch reserved at most during three steps, in GiB; None where memory did not suffice."""
-    step = None
+    step, gib = None, None
     try:
         step = stage1_step("ViT-B-16-quickgelu", resolution, batch, "cuda")
         torch.cuda.reset_peak_memory_stats()
         for _ in range(3):
             step()
         torch.cuda.synchronize()
-        return float(torch.cuda.max_memory_reserved()) / GIB
+        gib = torch.cuda.max_memory_reserved() / GIB
     except torch.OutOfMemoryError:
-        return None
-    finally:
-        del step
-        gc.collect()
-        torch.cuda.empty_cache()
+        print(f"memory: {resolution} pixels, batch {batch}: out of memory")
+    del step
+    gc.collect()
+    torch.cuda.empty_cache()
+    return gib
 
 
 def peak_table(peaks: dict[tuple[int, int], float | None]) -> pd.DataFrame:
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "memory",
         chosen,
         title="Memory of a stage-1 step",
-        compared="ViT-B/16 student and teacher, recipe `hpdval` (the card's default precision, AdamW), random weights and images: "
-        "the most that torch reserved during three updates.",
+        compared="ViT-B/16 student and teacher, recipe `hpdval` (the card's default precision, AdamW), random weights "
+        "and images: the most that torch reserved during three updates.",
         tables={"Peak": peak_table(peaks), "Largest batch that fits, of those measured": card_table(peaks)},
         notes=[
             f"A card is counted with {CONTEXT:g} GiB less, for CUDA's context and what else is shown on it",

@@ -84,6 +84,17 @@ def test_cards_hold_what_was_measured() -> None:
     assert set(table["448 pixels"]) == {"none measured"}
 
 
+def test_the_table_of_memory_says_what_did_not_fit() -> None:
+    table = import_module("benchmarks.memory").peak_table(
+        {(224, 8): 5.04, (224, 16): 11.5, (448, 8): 20.0, (448, 16): None}
+    )
+    assert table.to_dict("list") == {
+        "batch": ["8", "16"],
+        "224 pixels, GiB": ["5.0", "11.5"],
+        "448 pixels, GiB": ["20.0", "out of memory"],
+    }
+
+
 def test_the_runner_knows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     run = import_module("benchmarks.run")
     assert run.names() == NAMES
