@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.common import alternate, exponent, options, peak_memory, spread, write_report
 from benchmarks.evaluation import features, forward, ranking
@@ -157,16 +158,19 @@ def growth_figure(panels: Mapping[str, tuple[str, Sequence[Curve]]]) -> Chart:
                 panel.plot(curve.sizes, values, marker=marker, ms=4, lw=1.2, color=colour, label=label)
             panel.set(xscale="log", yscale="log")
             low, high = panel.get_ylim()
-            panel.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
+            low, high = min(low, high / 10), high * (high / low) ** 0.35  # at least a decade, and room for the legend
+            panel.set_ylim(low, max(high, 10 * low))
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            panel.yaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             panel.grid(axis="y")
             panel.legend(loc="upper left", fontsize=7)
             if column == 0:
                 panel.set_ylabel(quantity)
         axes[0, column].set_title(title)
         axes[1, column].set_xlabel(axis)
-        if len(curves[0].sizes) <= 4:
-            axes[1, column].set_xticks(curves[0].sizes, [str(size) for size in curves[0].sizes], minor=False)
-            axes[1, column].minorticks_off()
+        axes[1, column].set_xticks(curves[0].sizes, [f"{size:,}" for size in curves[0].sizes])
+        axes[1, column].xaxis.set_minor_locator(NullLocator())
     figure.suptitle(
         "Growth on one CPU thread (behind each name: the exponent b of size$^b$)",
         fontsize=10, fontweight="bold", x=0.01, ha="left", color=INK,

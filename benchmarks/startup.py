@@ -25,7 +25,7 @@ def commands(quick: bool) -> dict[str, list[str]]:
     }
     if quick:
         return some
-    more = {f"hpdval {name} --help": [*hpdval, name, "--help"] for name in ("demo", "run", "study", "predict")}
+    more = {f"hpdval {name} --help": [*hpdval, name, "--help"] for name in ("demo", "run", "study", "predict", "data")}
     return some | more | {"import torch": [*python, "import torch"]}
 
 
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "torch; the last line says what that saves.",
         tables={"Time of a process": pd.DataFrame(rows)},
         notes=[
-            f"Median of {chosen.repeats} alternating repeats (least to largest); ratios of medians, of single repeats"
+            f"Median of {chosen.repeats} alternating repeats (least to largest); ratios of medians, of single repeats",
+            "The targets are held against CPU time; wall time also waits for whatever else runs (see the load)",
         ],
     )
 
