@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,6 +22,7 @@ NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem not 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(ROOT))  # benchmarks are no part of the package
+    monkeypatch.setenv("HPDVAL_CACHE", os.environ.get("HPDVAL_CACHE", ""))  # one that a benchmark sets goes with it
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -40,9 +43,8 @@ def test_a_benchmark_runs_and_writes_its_report(name: str, tmp_path: Path, capsy
         return
     report = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
     assert report.startswith("# ")
-    assert f"\n- Command: `make bench ARGS='{name} --quick'`\n" in report
-    for fact in ("Quick mode", "\n- Hardware: ", "load average", "\n- Date: 20"):
-        assert fact in report
+    for fact in (r"\n\|", rf"`[^`]*{name}[^`]*--quick", "\n- Hardware: ", "[Ll]oad average", r"\b20\d\d-\d\d-\d\d\b"):
+        assert re.search(fact, report), fact
 
 
 def test_growth_draws_its_figure(tmp_path: Path) -> None:
