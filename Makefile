@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab nightly fix scenes-clip scenes-vit clean
+.PHONY: help setup demo test lint lab bench nightly fix scenes-clip scenes-vit clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -51,6 +51,10 @@ fix: setup  ## format, and mend what ruff can
 lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
+bench: export OMP_NUM_THREADS ?= 1
+bench: setup  ## speed and memory, into reports/benchmarks (ARGS="growth --repeats 5"; --quick for a smoke test)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
 nightly: setup  ## what is too long for every change
 	@$(BIN)/python -m pytest tests -m nightly $(ARGS)
 
@@ -62,4 +66,4 @@ scenes-vit: setup  ## train the shipped small labelled ViT again, into build/sce
 
 clean:  ## remove build products and tool caches; .venv and runs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
-	@find hpdval tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	@find hpdval tests benchmarks notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from common import alternate, options, ratio, spread, write_report
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import alternate, options, ratio, spread, write_report
 from hpdval.config import Experiment
 from hpdval.data.voc import CLASSES
 from hpdval.models import Clip, load_clip
@@ -90,9 +90,9 @@ def _synchronised(run: Callable[[], Any], device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
-    chosen = options(__doc__ or "", repeats=5)
+    chosen = options(__doc__ or "", arguments)
     device = resolve_device("auto")
     cuda = device.type == "cuda"
     size = (32 if cuda else 4) if not chosen.quick else 2

@@ -85,13 +85,13 @@ def random_features(clip: Clip, images: np.ndarray, *, batch_size: int, **_: Any
 class Stage2:
     """Stage 2 of recipe ``hpdval`` in both ways, on one model and one data set."""
 
-    def __init__(self, images: int, device: str, folder: Path) -> None:
+    def __init__(self, model: str, images: int, device: str, folder: Path) -> None:
         self.device, self.folder = device, folder
         self.experiment: Experiment = get_recipe(
             "hpdval", **{"stage2.epochs": 1, "stage2.precision": "float32", "stage2.bias": 0.0}
         )
         self.config = self.experiment.stage2
-        self.clip = load_clip("ViT-B-16", device=device).requires_grad_(False)
+        self.clip = load_clip(model, device=device).requires_grad_(False)
         self.dataset = noise(images, self.clip.image_size)
         self.text = hand_crafted(self.clip, CLASSES)
         self.ids = self.clip.tokenise(class_prompts(CLASSES)).to(device)
@@ -164,7 +164,8 @@ class Stage2:
 
 def measure(options: argparse.Namespace, folder: Path) -> str:
     """Return the page: both ways in turn, in alternating order."""
-    stage, say = Stage2(options.images, options.device, folder), sys.stderr
+    model = "scenes" if options.quick else "ViT-B-16"
+    stage, say = Stage2(model, options.images, options.device, folder), sys.stderr
     updates = options.images / stage.config.batch_size
     difference = stage.difference()
     filled, opened, encoded = {}, {}, []
@@ -229,7 +230,7 @@ def page(
     asked = (
         f"--threads {options.threads} --images {options.images} --repeats {options.repeats} --device {options.device}"
     )
-    command = f"python benchmarks/stage2_features.py {asked}"
+    command = f"python benchmarks/stage2_features.py {asked}{' --quick' if options.quick else ''}"
     rows, store_rows = "\n".join(lines), "\n".join(once)
     size = stage.config.batch_size
     return f"""# Stage 2 from stored features
@@ -272,7 +273,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"), help="folder of stage2_features.md")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: the small CLIP, eight images, once")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.images, options.repeats = 8, 1
     options.load = os.getloadavg()[0]
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -131,13 +131,14 @@ def test_long_modules_are_named() -> None:
 def test_import_is_light(module: str) -> None:
     """Neither torch nor matplotlib, nor what takes a second by itself, is loaded before it is needed."""
     heavy = ["torch", "matplotlib", "pandas", "open_clip", "papermill", "sklearn", "IPython"]
-    code = f"import sys, time; t = time.perf_counter(); import {module}; t = time.perf_counter() - t; "
-    code += f"print(t, *[m for m in {heavy} if m in sys.modules])"
-    seconds, *loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert loaded == []
-    assert float(seconds) < 1.0  # about 0.03 s; the bound allows for a busy machine
+    code = f"import sys, time, {module}; print(time.process_time(), *[m for m in {heavy} if m in sys.modules])"
+    best = 10.0
+    for _ in range(3):  # the first may have to compile the modules
+        command = [sys.executable, "-c", code]
+        seconds, *loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert loaded == []
+        best = min(best, float(seconds))
+    assert best < 0.3  # at most 0.1 s; CPU time with Python's own start, so that a busy machine does not matter
 
 
 def test_the_metrics_know_no_torch() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_is_there_in_half_a_second() -> None:
     best = 10.0
-    for _ in range(3):  # the best of three, because the machine may be busy
-        began = time.perf_counter()
+    for _ in range(3):  # the best of three, in CPU time, because the machine may be busy
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = run("--help")
-        best = min(best, time.perf_counter() - began)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
     assert result.returncode == 0
     assert all(name in result.stdout for name in ("demo", "run", "study", "predict", "data", "doctor"))
-    assert best < 0.5
+    assert best < 0.5  # about 0.07 s
 
 
 def test_version() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,37 @@ def test_classes_in_chunks_give_the_same_scores(monkeypatch: pytest.MonkeyPatch)
     whole = dual_view_scores(*features, k=3)
     monkeypatch.setattr(dual_view, "CHUNK", 2 * B * P)  # two classes at once, of five
     torch.testing.assert_close(dual_view_scores(*features, k=3), whole, rtol=0, atol=1e-15)
+
+
+TEN_THOUSAND = """
+import re, torch
+from pathlib import Path
+from hpdval.models.dual_view import dual_view_scores
+
+def mib(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+inputs = [torch.randn(shape) for shape in ((64, 32), (64, 196, 32), (10_000, 32))]
+before = mib("VmRSS")
+with torch.no_grad():
+    dual_view_scores(*inputs)
+forward = mib("VmHWM")
+inputs = [x[:32].clone().requires_grad_() for x in inputs[:2]] + [inputs[2].requires_grad_()]
+dual_view_scores(*inputs).sum().backward()
+print(forward - before, mib("VmHWM") - before, mib("VmHWM"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the peak of a process's memory")
+def test_ten_thousand_classes_fit_in_two_gib() -> None:
+    """All similarities of 64 images would take 479 MiB, and more while the best are chosen; those of 32 images 239
+    MiB, and their gradients as much.
+    """
+    out = subprocess.run([sys.executable, "-c", TEN_THOUSAND], capture_output=True, text=True, check=True).stdout
+    forward, with_backward, in_all = map(float, out.split())
+    assert forward < 250
+    assert with_backward < 400
+    assert in_all < 2048
 
 
 def test_nan_in_features_shows_in_the_scores() -> None:

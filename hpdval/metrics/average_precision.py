@@ -5,6 +5,8 @@ Letters: N images, C classes.  Everything is computed in float64 and returned in
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,7 +19,7 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64],
     Raises:
         ConfigError: not numbers, not (N, C) alike, empty, scores not finite, or targets other than 0 and 1.
     """
-    values, labels = _array(scores, "scores"), _array(targets, "targets")
+    values, labels = _array(scores, "scores").astype(np.float64, copy=False), _array(targets, "targets")
     if values.ndim != 2 or 0 in values.shape:
         raise ConfigError(f"scores must be a non-empty (N, C) array, got shape {values.shape}")
     if labels.shape != values.shape:
@@ -36,9 +38,11 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64],
     return values, labels == 1
 
 
-def _array(values: ArrayLike, name: str) -> NDArray[np.float64]:
+def _array(values: ArrayLike, name: str) -> NDArray[Any]:
+    """Numbers as they come; float64 copies of 0 and 1 would take eight times the memory."""
     try:
-        return np.asarray(values, dtype=np.float64)
+        array = np.asarray(values)
+        return array if array.dtype.kind in "biuf" else array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, text, tensors on a GPU or with a gradient
         raise ConfigError(f"{name} must be numbers in CPU memory (tensor.detach().float().cpu()): {error}") from None
 

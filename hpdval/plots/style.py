@@ -114,9 +114,16 @@ def save_figure(
     Raises:
         RunError: a file could not be written; what stood there before is intact.
     """
+    return write_figure(figure, Path(folder) / "figures" / name, formats=formats, dpi=dpi)
+
+
+def write_figure(
+    figure: Figure, path: str | os.PathLike[str], *, formats: tuple[str, ...] = ("png", "svg"), dpi: int = 150
+) -> Figure:
+    """Write ``path.png`` and ``path.svg`` as :func:`save_figure` does, wherever ``path`` says."""
     for kind in formats:
         data = _render(figure, kind, dpi=dpi)
-        with atomic_write(Path(folder) / "figures" / f"{name}.{kind}") as file:
+        with atomic_write(f"{os.fspath(path)}.{kind}") as file:
             file.write(data)
     return figure
 
