@@ -88,6 +88,8 @@ def differences_table(out: Path) -> tuple[pd.DataFrame, int]:
     base = read_runs(seeds(out, "base", "stage1"))
     rows = [{"setting": "base", **shown(row(seeds(out, "base", "stage1"))), "difference": ""}]
     for name in list(DIFFERENCES)[1:]:
+        if not seeds(out, name, "stage1"):
+            continue
         found = read_runs(seeds(out, name, "stage1"))
         pairs = {name: (found["scores"], base["scores"][: len(found["scores"])])}
         table = difference_table(pairs, base["targets"], base["class_counts"], readout="raw")
@@ -117,6 +119,7 @@ def main(out: Path, target: Path) -> None:
     newest = read_manifest(seeds(out, "released", "stage1")[-1])
     wall = sum(read_json(path)["wall_seconds"] for path in out.rglob("manifest.json"))
     images, code, machine = newest["inputs"]["images"], newest["code"], newest["hardware"]
+    commits = sorted({read_json(path)["code"]["commit"][:10] for path in out.rglob("manifest.json")})
     lines = [
         "# The recipes of paper, released code and hpdval on scenes-lt",
         "",
@@ -147,8 +150,7 @@ def main(out: Path, target: Path) -> None:
     ]
     date = time.strftime("%Y-%m-%d", time.gmtime(newest["finished"]))
     lines += [
-        f"Made on {date} by hpdval {code['version']}, commit {code['commit'][:10]}"
-        f"{' with changes' if code['dirty'] else ''}, torch {newest['packages']['torch']}, CPU ({machine['machine']}, "
+        f"Made on {date} by hpdval {code['version']}, commits {', '.join(commits)}, torch {newest['packages']['torch']}, CPU ({machine['machine']}, "
         f"{machine['cores']} cores, {machine['threads']} thread a run); {wall / 60:.0f} min of runs in all.",
         "",
         "    python reports/scripts/recipe_runs.py --out runs/recipes --jobs 2",
