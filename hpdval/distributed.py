@@ -41,7 +41,9 @@ def join(device: str = "auto") -> None:
     if cuda:
         own, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if own >= found:
-            raise ConfigError(f"torchrun started process {own + 1} here for {found} GPU(s); use --nproc-per-node {found}")
+            raise ConfigError(
+                f"process {own + 1} of torchrun is one too many for {found} GPU(s); use --nproc-per-node {found}"
+            )
         torch.cuda.set_device(own)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     atexit.register(leave)

@@ -75,9 +75,12 @@ def launch_training(
     device: str = "auto",
     show: bool = True,
 ) -> dict[str, Path]:
-    """Do what :func:`train_source` does in ``processes`` processes of this machine, one for each GPU; shows their lines.
+    """Do what :func:`train_source` does in ``processes`` processes on this machine and show their lines.
 
     Interrupted, it ends them all; they save first, and the same call continues.
+
+    Args:
+        processes: one for each GPU; without any they share the cores.
 
     Raises:
         ConfigError: the recipe or ``processes`` cannot be used; nothing was started.
@@ -137,8 +140,8 @@ def _follow(command: list[str], show: bool) -> tuple[int, list[str]]:
 
 
 def _reason(logs: Path, lines: list[str]) -> str:
-    """Return in one line why the first process failed: what ``torchrun`` recorded of it, or the signal that ended it."""
-    ended = re.findall(r"rank\s*: (\d+).*?exitcode\s*: -(\d+)", "\n".join(lines), re.DOTALL)
+    """Return why the first process failed: what ``torchrun`` recorded of it, or the signal that ended it."""
+    ended = re.findall(r"rank\s*: (\d+).*\n\s*exitcode\s*: -(\d+)", "\n".join(lines))
     for rank, number in ended:
         if int(number) != signal.SIGTERM:
             return f"process {rank} was ended by {signal.Signals(int(number)).name}"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from hpdval.scoring import encode_split
 from hpdval.training.loop import Interrupted, Trainer
 from hpdval.training.stage1 import DualViewAlignment, train_stage1
 
+TESTS, PACKAGE = Path(__file__).parent, Path(hpdval.__file__).parent.parent
 SHORT = {"stage1.epochs": 2, "stage2.epochs": 2, "stage1.kd_weight": 0.5, "stage1.clip_norm": 0.5}
 STILL = {"stage1.augment.flip": False, "stage1.augment.cutout": 0.0, "stage1.augment.randaugment_ops": 0}
 FIRST = {"stage1.batch_size": 16, "stage2.batch_size": 16}
@@ -117,12 +117,11 @@ def fail_and_go_on(folder: Path) -> None:
 WORKER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import test_distributed as steps
-steps.train_everything(Path(sys.argv[2]))
-steps.fail_and_go_on(Path(sys.argv[2]))
+steps.train_everything(Path(sys.argv[1]))
+steps.fail_and_go_on(Path(sys.argv[1]))
 """
 
 
@@ -144,11 +143,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "worker.py").write_text(WORKER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, str(folder / "worker.py"), str(Path(__file__).parent), str(folder)],
+        [*torchrun, str(folder / "worker.py"), str(folder)],
         capture_output=True,
         text=True,
         timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(PACKAGE), str(TESTS)))},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -236,7 +235,10 @@ def test_what_is_not_finite_in_one_process_stops_all_and_names_the_images(two: P
 
 
 def test_what_one_process_refuses_all_refuse(two: Path) -> None:
-    assert json.loads((two / "said.json").read_text())["refused"] == ["a.jpg is missing (process 1)", "a.jpg is missing"]
+    assert json.loads((two / "said.json").read_text())["refused"] == [
+        "a.jpg is missing (process 1)",
+        "a.jpg is missing",
+    ]
 
 
 # -- shares ------------------------------------------------------------------------------------------------------------
@@ -360,7 +362,7 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("device", "said"), [("cuda:0", "each process takes a GPU"), ("cuda", "for 1 GPU")])
+@pytest.mark.parametrize(("device", "said"), [("cuda:0", "each process takes a GPU"), ("cuda", "one too many for 1 GPU")])
 def test_devices_are_given_by_torchrun(monkeypatch: pytest.MonkeyPatch, device: str, said: str) -> None:
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)

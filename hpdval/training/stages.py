@@ -16,7 +16,6 @@ from hpdval.training.joint import train_joint
 from hpdval.training.stage1 import train_stage1
 from hpdval.training.stage2 import train_stage2
 
-
 METHODS = {"sequence": ("stage 1", "stage 2"), "separate": ("stage 1", "stage 2"), "stage1": ("stage 1",)}
 METHODS |= {"stage2": ("stage 2",), "joint": ("joint",)}
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from hpdval.checkpoint import load_checkpoint, save_checkpoint
 from hpdval.config import TrainingConfig
-from hpdval.distributed import accumulating, everyones, parallel, size
+from hpdval.distributed import accumulating, everyones, parallel
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models.numeric import numeric_mode
 from hpdval.run import Run
@@ -95,7 +95,7 @@ class Trainer:
         """Continue from the newest whole checkpoint of this run, if there is one, with its number of CPU threads."""
         loaded = load_checkpoint(self.path)
         if len(set(everyones(None if loaded is None else loaded[1]["update"]))) > 1:
-            raise RunError(f"the processes do not read the same {self.path}; put the run on a disk that all nodes share")
+            raise RunError(f"not all processes read the same {self.path}; put the run on a disk that all nodes share")
         if loaded is None:
             self.run.forget_metrics(self.stage, -1)
             return
