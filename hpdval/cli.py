@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -169,9 +168,9 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from hpdval.launch import launch_training, train_source
+    from hpdval.launch import json_values, launch_training, train_source
 
-    asked = {"overrides": named_values(options.parameter), "data": _json_values(options.data), "device": options.device}
+    asked = {"overrides": named_values(options.parameter), "data": json_values(options.data), "device": options.device}
     if options.processes is None:
         from torch.distributed.elastic.multiprocessing.errors import record  # tells torchrun what went wrong
 
@@ -181,17 +180,6 @@ def _train(options: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":
         for method, folder in runs.items():
             print(f"{method}: {folder}")
-
-
-def _json_values(words: Sequence[str]) -> dict[str, Any]:
-    """Read ``name=value`` words whose values are JSON; what is not is text."""
-    values: dict[str, Any] = {}
-    for name, text in named_values(words).items():
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
 
 
 def _predict(options: argparse.Namespace) -> None:

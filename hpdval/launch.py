@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpdval.errors import ConfigError, RunError
+from hpdval.overrides import named_values
 from hpdval.recipes import get_recipe
 
 GRACE_SECONDS = 60  # processes that are told to end may write a checkpoint first
@@ -102,6 +103,21 @@ def launch_training(
     from hpdval.training.stages import run_folders
 
     return run_folders(run, experiment)
+
+
+def json_values(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` words whose values are JSON; what is not JSON is text.
+
+    >>> json_values(["test=a.csv", 'classes=["cat"]'])
+    {'test': 'a.csv', 'classes': ['cat']}
+    """
+    values: dict[str, Any] = {}
+    for name, text in named_values(words).items():
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 def _json(value: Any) -> str:
