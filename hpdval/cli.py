@@ -174,7 +174,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.processes is None:
         from torch.distributed.elastic.multiprocessing.errors import record  # tells torchrun what went wrong
 
-        runs = record(train_source)(options.source, options.recipe, run=options.out, **asked)
+        runs = record(train_source)(options.source, options.recipe, run=options.out, **asked) or {}
     else:
         runs = launch_training(options.source, options.recipe, run=options.out, processes=options.processes, **asked)
     if os.environ.get("RANK", "0") == "0":
