@@ -27,12 +27,17 @@ from hpdval.data.dataset import Dataset
 from hpdval.errors import ConfigError, DataError, HpdvalError, NonFiniteLossError, RunError
 from hpdval.models import Clip, ImageFeatures, load_clip
 from hpdval.run import read_manifest, read_metrics, read_predictions
-from hpdval.scoring import encode_split
 from hpdval.training.loop import Interrupted, Trainer
 from hpdval.training.stage1 import DualViewAlignment, train_stage1
 
 TESTS, PACKAGE = Path(__file__).parent, Path(hpdval.__file__).parent.parent
-SHORT = {"stage1.epochs": 2, "stage2.epochs": 2, "stage1.kd_weight": 0.5, "stage1.clip_norm": 0.5}
+SHORT = {
+    "stage1.epochs": 2,
+    "stage2.epochs": 2,
+    "stage1.kd_weight": 0.5,
+    "stage1.clip_norm": 0.5,
+    "stage2.features": "float32",
+}
 STILL = {"stage1.augment.flip": False, "stage1.augment.cutout": 0.0, "stage1.augment.randaugment_ops": 0}
 FIRST = {"stage1.batch_size": 16, "stage2.batch_size": 16}
 SCALAR = {"stage1.loss.name": "db", "stage1.loss.focal": "scalar", "stage1.loss.pos_scale": 5.0}
@@ -69,9 +74,6 @@ def train_everything(folder: Path) -> None:
     data, clip = world(folder)
     for name, values in TRAININGS.items():
         hpdval.train(data, recipe(**SHORT, **values), run=folder / name, clip=clip, show=False)
-    features = encode_split(clip, data.test, show=False)
-    if distributed.rank() == 0:
-        np.savez(folder / "features.npz", cls=features.cls.numpy(), patches=features.patches.numpy())
 
 
 def fail_and_go_on(folder: Path) -> None:
@@ -200,12 +202,11 @@ def test_every_update_is_logged_once_with_the_losses_of_the_whole_batch(
             assert second[key] == pytest.approx(first[key], abs=1e-4 if key in ("scale", "bias") else 1e-5), key
 
 
-def test_two_processes_extract_the_features_of_one(one: Path, two: Path) -> None:
-    a, b = (np.load(folder / "features.npz") for folder in (one, two))
-    for name in ("cls", "patches"):
-        assert a[name].shape == b[name].shape
-        assert len(a[name]) == 37
-        assert np.abs(a[name] - b[name]).max() < 1e-6
+def test_two_processes_extract_and_score_what_one_does(one: Path, two: Path) -> None:
+    a, b = (read_predictions(folder / "joint" / "zero-shot") for folder in (one, two))
+    assert a["ids"].tolist() == b["ids"].tolist()
+    assert a["scores"].shape == b["scores"].shape == (37, 3), "19 images and 18"
+    assert np.abs(a["scores"] - b["scores"]).max() < 1e-6
 
 
 def test_the_manifest_says_how_many_processes_there_were(one: Path, two: Path) -> None:
