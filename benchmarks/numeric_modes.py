@@ -6,13 +6,13 @@ Random weights for ViT-B/16; every mode once in alternating order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
-from common import Times, alternate, options, ratio, spread, write_report
 
+from benchmarks.common import Times, alternate, options, ratio, spread, write_report
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import image_encoder, resolve_device
 from hpdval.models.student import make_student
@@ -72,9 +72,9 @@ def rows(times: Mapping[str, Times]) -> pd.DataFrame:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
-    chosen = options(__doc__ or "", repeats=5)
+    chosen = options(__doc__ or "", arguments)
     device = resolve_device("auto")
     small = load_clip("scenes", device=device)
     large = small if chosen.quick else load_clip("ViT-B-16", device=device)

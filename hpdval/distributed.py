@@ -8,6 +8,7 @@ single process every function here returns what it was given.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ def join(device: str = "auto") -> None:
 def leave() -> None:
     """Leave the other processes; this happens by itself when a process ends."""
     if dist.is_initialized():
+        gc.collect()  # what a caught error still holds would end after its group, which aborts the process
         dist.destroy_process_group()
 
 
