@@ -22,6 +22,7 @@ _EXPORTS = {
     "load_run": "hpdval.scoring",
     "Scorer": "hpdval.scoring",
     "train": "hpdval.training.stages",
+    "launch_training": "hpdval.launch",
     "train_joint": "hpdval.training.joint",
     "train_stage1": "hpdval.training.stage1",
     "train_stage2": "hpdval.training.stage2",
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate",
     "get_recipe",
     "given",
+    "launch_training",
     "load_clip",
     "load_dataset",
     "load_run",
@@ -64,6 +66,7 @@ __all__ = [
 if TYPE_CHECKING:
     from hpdval.data.load import load_dataset
     from hpdval.errors import HpdvalError
+    from hpdval.launch import launch_training
     from hpdval.metrics import average_precision, evaluate, paired_bootstrap
     from hpdval.models.dual_view import dual_view_scores
     from hpdval.models.load import load_clip

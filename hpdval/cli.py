@@ -54,6 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--force", action="store_true", help="run again what is already done")
     study.set_defaults(function=_study)
 
+    train = commands.add_parser("train", help="run all stages of a recipe without a notebook; alone or under torchrun")
+    train.add_argument("source", metavar="DATA", help="scenes-lt, a CSV, COCO json, list or VOC devkit")
+    train.add_argument("--recipe", default="scenes", help="(default: %(default)s)")
+    train.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of the recipe")
+    train.add_argument(
+        "-d", "--data", action="append", default=[], metavar="NAME=VALUE", help="of the data set: -d root=photos "
+        "-d test=test.csv -d 'classes=[\"cat\", \"dog\"]'",
+    )  # fmt: skip
+    train.add_argument("--out", required=True, help="folder below which the runs are made")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    train.add_argument("--processes", type=int, help="so many on this machine, by torchrun: one for each GPU")
+    train.set_defaults(function=_train)
+
     predict = commands.add_parser("predict", help="score images with a finished run, as CSV")
     predict.add_argument("run", metavar="RUN", help="folder of a finished run")
     predict.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of them")
@@ -152,6 +165,21 @@ def _study(options: argparse.Namespace) -> None:
         command=shlex.join(words),
         force=options.force,
     )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from hpdval.launch import json_values, launch_training, train_source
+
+    asked = {"overrides": named_values(options.parameter), "data": json_values(options.data), "device": options.device}
+    if options.processes is None:
+        from torch.distributed.elastic.multiprocessing.errors import record  # tells torchrun what went wrong
+
+        runs = record(train_source)(options.source, options.recipe, run=options.out, **asked) or {}
+    else:
+        runs = launch_training(options.source, options.recipe, run=options.out, processes=options.processes, **asked)
+    if os.environ.get("RANK", "0") == "0":
+        for method, folder in runs.items():
+            print(f"{method}: {folder}")
 
 
 def _predict(options: argparse.Namespace) -> None:

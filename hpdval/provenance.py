@@ -34,7 +34,7 @@ def code_state() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, and the CUDA device if torch is loaded and sees one."""
+    """Return processor, cores, processes that worked together, and the CUDA device if torch is loaded and sees one."""
     torch = sys.modules.get("torch")
     cuda = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
     threads = torch.get_num_threads() if torch is not None else None
@@ -43,6 +43,7 @@ def hardware() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),  # as torchrun says
         "cuda": cuda,
     }
 

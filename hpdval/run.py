@@ -45,6 +45,8 @@ class Run:
         RunError: the folder is in use by another process, or holds a run with another key.
     """
 
+    writes = True  # of several processes that train together, the first one's alone
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -60,6 +62,9 @@ class Run:
         self.inputs = json.loads(json.dumps(dict(inputs or {}), default=str))
         self.key = digest(kind, self.config, self.inputs, hpdval.__version__)
         self._began = time.time()
+        self._open()
+
+    def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if earlier := _OPEN.get(self.folder):  # a notebook cell that is run again takes its folder over
             earlier.close()

@@ -12,6 +12,7 @@ import torch
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
 from hpdval.data.store import ImageStore
+from hpdval.distributed import FollowedRun, everyones, follow, rank, same_error
 from hpdval.errors import RunError
 from hpdval.files import digest, sha256_file, write_json
 from hpdval.metrics import Evaluation, evaluate
@@ -39,10 +40,13 @@ def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "au
 
 def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer) -> Run:
     """Open the run of ``kind`` whose key holds the experiment, the data and the weights it starts from."""
-    inputs = run_inputs(dataset, experiment, start)
-    if kind in ("stage1", "joint") and (student := student_of(experiment, start.clip)).config != start.clip.config:
-        inputs["student"] = student.fingerprint
-    return Run(folder, kind=kind, config=experiment.as_dict(), inputs=inputs)
+    with same_error():
+        inputs = run_inputs(dataset, experiment, start)
+        if kind in ("stage1", "joint") and (student := student_of(experiment, start.clip)).config != start.clip.config:
+            inputs["student"] = student.fingerprint
+        kind_of_run = Run if rank() == 0 else FollowedRun
+        run = kind_of_run(folder, kind=kind, config=experiment.as_dict(), inputs=inputs)
+    return follow(run)
 
 
 def student_of(experiment: Experiment, clip: Clip) -> Clip:
@@ -100,7 +104,7 @@ def score_run(
         protocol=f"{dataset.name} test, {len(dataset.test)} images",
         selection=scorer.selection,
     )
-    if not run.finished:
+    if run.writes and not run.finished:
         scorer.save(run.folder)
         run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
         about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed}
@@ -112,4 +116,5 @@ def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experimen
     """Do what :func:`score_run` does, and finish the run."""
     _, result = score_run(run, scorer, dataset, experiment, show=show)
     run.finish()
+    everyones("finished")  # no process reads the run before the first one wrote it
     return result

@@ -20,6 +20,7 @@ from hpdval.config import ScoreConfig
 from hpdval.data.dataset import Split
 from hpdval.data.decode import decode
 from hpdval.data.store import ImageStore, resize_image
+from hpdval.distributed import gather, share
 from hpdval.files import atomic_write, write_json
 from hpdval.models import Clip, ImageFeatures, load_clip
 from hpdval.models.dual_view import dual_view_scores
@@ -149,8 +150,9 @@ class Scorer:
     def score_array(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Return (N, C) float32 scores of images (N, S, S, 3) uint8 that are already resized."""
         options = {"precision": self.precision, "description": "scoring", **options}
-        parts = [self.score_features(features).cpu() for features in encode(self.clip, images, **options)]
-        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.classes)), np.float32)
+        own = encode(self.clip, images[share(len(images))], **options)
+        parts = [self.score_features(features).cpu() for features in own]
+        return gather(torch.cat(parts), len(images)).numpy() if parts else np.zeros((0, len(self.classes)), np.float32)
 
     def score(self, split: Split, **options: Any) -> np.ndarray:
         """Return (N, C) float32 scores of a split, in its order."""

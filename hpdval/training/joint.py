@@ -25,7 +25,7 @@ from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
-from hpdval.training.stage1 import DualViewAlignment, ViewBatches, distillation_loss
+from hpdval.training.stage1 import DualViewAlignment, ViewBatches
 from hpdval.training.stage2 import PromptTuning, consistency
 
 
@@ -57,7 +57,7 @@ class JointTraining(Task):
         targets = batch["targets"].to(second.text.device)
         losses = {"cls": self.objective(features, texts["global"], texts["local"], targets)}
         if teacher_cls is not None:
-            losses["kd"] = first.config.kd_weight * distillation_loss(features.cls, teacher_cls)
+            losses["kd"] = first.distillation(features, teacher_cls, len(targets))
         return losses | consistency(second.config, second.text, texts)
 
 

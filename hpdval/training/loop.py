@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hpdval.config import TrainingConfig
+from hpdval.distributed import largest
 from hpdval.errors import RunError
 from hpdval.models.numeric import numeric_mode
 from hpdval.progress import progress
@@ -24,6 +25,7 @@ from hpdval.training.batches import Batch, Batches, Plan, micro_batches_of_updat
 from hpdval.training.trainer import Task, Trainer
 
 CHECKPOINT_SECONDS = 60.0
+SAVE = 1  # what a process may ask for after an update, besides a signal
 
 
 class Interrupted(RunError):
@@ -116,11 +118,13 @@ def _follow(
             trainer.read()
             if watch is not None:
                 _watch(trainer, *watch, (trainer.update - 1) // plan.updates_per_epoch)
-        if epoch_ends or received or time.monotonic() - saved > CHECKPOINT_SECONDS:
+        due = epoch_ends or time.monotonic() - saved > CHECKPOINT_SECONDS
+        asked = largest(received[0] if received else SAVE if due else 0)  # of all processes
+        if asked:
             trainer.save()
             saved = time.monotonic()
-        if received:
-            if received[0] == signal.SIGINT:
+        if asked > SAVE:
+            if asked == signal.SIGINT:
                 raise KeyboardInterrupt
             raise Interrupted(
                 f"{trainer.stage} stopped by SIGTERM after update {trainer.update} of {plan.updates}; "

@@ -10,6 +10,7 @@ from torch import nn
 
 from hpdval.config import Experiment, ScoreConfig, TrainingConfig
 from hpdval.data.dataset import Dataset
+from hpdval.distributed import gather
 from hpdval.losses import build_loss
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.dual_view import LogitScale, dual_view_scores
@@ -49,9 +50,12 @@ class Objective(nn.Module):
     def forward(
         self, features: ImageFeatures, text_global: torch.Tensor, text_local: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        """Return the scalar loss of features (B, D), (B, P, D), texts (C, D) and targets (B, C)."""
+        """Return the scalar loss of features (B, D), (B, P, D), texts (C, D) and targets (B, C).
+
+        Of several processes each has the features of its share of the batch, and the targets of the whole.
+        """
         scores = dual_view_scores(features.cls, features.patches, text_global, text_local, **self.score_config)
-        loss: torch.Tensor = self.loss(self.logits(scores), targets)
+        loss: torch.Tensor = self.loss(self.logits(gather(scores, len(targets))), targets)
         return loss
 
 

@@ -13,6 +13,7 @@ import torch
 
 from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
+from hpdval.distributed import join, rank
 from hpdval.metrics import evaluate
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
@@ -52,7 +53,7 @@ class TrainingSession:
         self.done = scorer
         if self.owned:
             report_run(self.run, scorer, self.dataset, self.experiment, show=self.show)
-        else:
+        elif self.run.writes:
             scorer.save(self.run.folder)
 
 
@@ -69,11 +70,12 @@ def training_session(
 ) -> Iterator[TrainingSession]:
     """Resolve recipe, start and device; open ``run`` where it is a folder, and release it at the end."""
     experiment = get_recipe(experiment) if isinstance(experiment, str) else experiment
+    join(device)
     where = resolve_device(device)
     scorer = _start(start, dataset, experiment, str(where))
     owned = not isinstance(run, Run)
     opened = run if isinstance(run, Run) else open_run(run, kind, dataset, experiment, scorer)
-    session = TrainingSession(dataset, experiment, opened, scorer, owned, show)
+    session = TrainingSession(dataset, experiment, opened, scorer, owned, show and rank() == 0)
     try:
         if opened.finished:
             session.done = load_run(opened.folder, device=str(where))

@@ -19,6 +19,7 @@ from hpdval.config import AugmentConfig, Experiment
 from hpdval.data.augment import augment
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
+from hpdval.distributed import gather, share
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.numeric import autocast, image_encoder
 from hpdval.models.prompts import class_prompts, hand_crafted
@@ -80,7 +81,7 @@ class DualViewAlignment(Task):
         return self.student.encode_text(class_prompts(self.classes, self.template))
 
     def features(self, batch: Batch) -> tuple[ImageFeatures, torch.Tensor | None]:
-        """Return the student's features, and the teacher's f_cls (B, D) if L_kd counts, of a batch of views."""
+        """Return the student's features of this process's views, and the teacher's f_cls of the same if L_kd counts."""
         views = batch["images"].to(self.text.device, non_blocking=True)
         features = self.encode(self.student.normalise(views))
         if not self.config.kd_weight:
@@ -88,19 +89,27 @@ class DualViewAlignment(Task):
         if self.teacher is None:
             return features, features.cls.detach()
         if "teacher" in batch:  # the views never change, so that it was asked once
-            return features, batch["teacher"]
+            return features, batch["teacher"][share(len(batch["teacher"]))]
         with torch.no_grad():
             return features, self.encode_teacher(self.teacher.normalise(views)).cls
 
+    def distillation(self, features: ImageFeatures, teacher_cls: torch.Tensor, n: int) -> torch.Tensor:
+        """Return L_kd, weighted, of the n images of the whole batch."""
+        student, teacher = (gather(cls.float(), n) for cls in (features.cls, teacher_cls))
+        return self.config.kd_weight * distillation_loss(student, teacher)
+
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return ``cls`` and ``kd`` of a batch with ``images`` (B, 3, S, S) uint8 and ``targets`` (B, C)."""
+        """Return ``cls`` and ``kd`` of a batch with ``images`` (B, 3, S, S) uint8 and ``targets`` (B, C).
+
+        Of several processes each has its share of the images, and all targets.
+        """
         features, teacher_cls = self.features(batch)
         with autocast(self.text.device, self.config.precision):
             text = self.texts()
         targets = batch["targets"].to(self.text.device, non_blocking=True)
         losses = {"cls": self.objective(features, text, text, targets)}
         if teacher_cls is not None:
-            losses["kd"] = self.config.kd_weight * distillation_loss(features.cls, teacher_cls)
+            losses["kd"] = self.distillation(features, teacher_cls, len(targets))
         return losses
 
 
@@ -118,6 +127,8 @@ class _Views(TorchDataset[Any]):
 class ViewBatches:
     """Batches of augmented views (B, 3, S, S) uint8, their targets (B, C) float32 and ids.
 
+    Of several processes each draws the views of its share alone; targets and ids are those of the whole batch.
+
     On CUDA without workers the images stay on the device and views are drawn there; otherwise views are drawn on the
     CPU, by ``workers`` processes if there are any, and cross over from pinned memory.
     """
@@ -133,11 +144,13 @@ class ViewBatches:
         asked = config.kd_weight and config.teacher == "separate"
         if asked and not (config.augment.flip or config.augment.randaugment_ops or config.augment.cutout):
             options: dict[str, Any] = {"precision": config.precision, "description": "teacher", "show": False}
-            self.teacher = torch.cat([part.cls for part in encode(teacher, store.images, **options)])
+            own = encode(teacher, store.images[share(len(store))], **options)
+            self.teacher = gather(torch.cat([part.cls for part in own]), len(store))
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices."""
-        for chosen, images in zip(indices, self._views(indices, epoch), strict=True):
+        own = [chosen[share(len(chosen))] for chosen in indices]
+        for chosen, images in zip(indices, self._views(own, epoch), strict=True):
             batch = {"images": images, "targets": self.targets[chosen], "ids": [self.ids[i] for i in chosen]}
             if self.teacher is not None:
                 batch["teacher"] = self.teacher[torch.from_numpy(chosen).to(self.teacher.device)]

@@ -14,6 +14,7 @@ import torch
 
 from hpdval.config import Experiment, Stage2Config
 from hpdval.data.dataset import Dataset, Split
+from hpdval.distributed import share
 from hpdval.models import Clip
 from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.models.student import make_student
@@ -97,7 +98,8 @@ class FeatureBatches:
         """Yield one batch for each array of image indices; the view is fixed, so ``epoch`` changes nothing."""
         for batch in indices:
             targets = queued(self.targets[batch], self.features.device)
-            yield {"features": self.features[batch], "targets": targets, "ids": [self.ids[i] for i in batch]}
+            features = self.features[batch[share(len(batch))]]
+            yield {"features": features, "targets": targets, "ids": [self.ids[i] for i in batch]}
 
 
 def train_stage2(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
+from hpdval.distributed import join, rank
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.recipes import get_recipe
@@ -14,6 +15,14 @@ from hpdval.scoring import open_run, report_run, zero_shot_scorer
 from hpdval.training.joint import train_joint
 from hpdval.training.stage1 import train_stage1
 from hpdval.training.stage2 import train_stage2
+
+METHODS = {"sequence": ("stage 1", "stage 2"), "separate": ("stage 1", "stage 2"), "stage1": ("stage 1",)}
+METHODS |= {"stage2": ("stage 2",), "joint": ("joint",)}
+
+
+def run_folders(run: str | os.PathLike[str], experiment: Experiment) -> dict[str, Path]:
+    """Return where :func:`train` puts the run of each method, in the order in which they are made."""
+    return {method: Path(run) / method.replace(" ", "") for method in ("zero-shot", *METHODS[experiment.stages])}
 
 
 def train(
@@ -40,22 +49,20 @@ def train(
         NonFiniteLossError: the loss became NaN or infinite; nothing was updated from it.
     """
     experiment = get_recipe(experiment) if isinstance(experiment, str) else experiment
-    folder, stages = Path(run), experiment.stages
+    join(device)
+    show = show and rank() == 0
+    runs, stages = run_folders(run, experiment), experiment.stages
     where = str(resolve_device(device))
     clip = clip or load_clip(experiment.clip, pretrained=experiment.pretrained, device=where)
-    runs = {"zero-shot": folder / "zero-shot"}
     plain = zero_shot_scorer(clip, dataset.classes, template=experiment.template, resize=experiment.resize)
     with open_run(runs["zero-shot"], "zero-shot", dataset, experiment, plain) as opened:
         if not opened.finished:
             report_run(opened, plain, dataset, experiment, show=show)
-    if stages in ("sequence", "separate", "stage1"):
-        runs["stage 1"] = folder / "stage1"
+    if "stage 1" in runs:
         train_stage1(dataset, experiment, run=runs["stage 1"], clip=clip, device=device, show=show)
-    if stages in ("sequence", "separate", "stage2"):
-        runs["stage 2"] = folder / "stage2"
+    if "stage 2" in runs:
         start = runs["stage 1"] if stages == "sequence" else plain
         train_stage2(dataset, experiment, run=runs["stage 2"], start=start, device=device, show=show)
-    if stages == "joint":
-        runs["joint"] = folder / "joint"
+    if "joint" in runs:
         train_joint(dataset, experiment, run=runs["joint"], clip=clip, device=device, show=show)
     return runs

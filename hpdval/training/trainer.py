@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from hpdval.checkpoint import load_checkpoint, save_checkpoint
 from hpdval.config import TrainingConfig
+from hpdval.distributed import accumulating, everyones, parallel
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models.numeric import numeric_mode
 from hpdval.run import Run
@@ -32,6 +33,10 @@ class Task(nn.Module):
         """Return the losses of one batch."""
         raise NotImplementedError
 
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the losses: DistributedDataParallel follows what is called as a module."""
+        return self.losses(batch)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's parameter groups, each with its ``lr`` and ``weight_decay``."""
         raise NotImplementedError
@@ -44,6 +49,7 @@ class Trainer:
         self, task: Task, config: TrainingConfig, plan: Plan, run: Run, stage: str, *, keep_best: bool = False
     ) -> None:
         self.task, self.config, self.plan, self.run, self.stage = task, config, plan, run, stage
+        self.model = parallel(task)
         self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
         groups = task.parameter_groups()
         self.base_lr = [float(group["lr"]) for group in groups]
@@ -67,6 +73,8 @@ class Trainer:
     def save(self) -> None:
         """Write everything that a continuation needs."""
         self.read()
+        if not self.run.writes:
+            return
         tensors: dict[str, torch.Tensor] = {f"task.{name}": p for name, p in self.named.items()}
         for index, parameter in enumerate(self._parameters()):  # all are counted, also those without a state yet
             moments = self.optimizer.state.get(parameter, {})
@@ -86,6 +94,8 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the newest whole checkpoint of this run, if there is one, with its number of CPU threads."""
         loaded = load_checkpoint(self.path)
+        if len(set(everyones(None if loaded is None else loaded[1]["update"]))) > 1:
+            raise RunError(f"not all processes read the same {self.path}; put the run on a disk that all nodes share")
         if loaded is None:
             self.run.forget_metrics(self.stage, -1)
             return
@@ -135,15 +145,11 @@ class Trainer:
             group["lr"] = lr * factor
         self.optimizer.zero_grad(set_to_none=True)
         means: dict[str, torch.Tensor] = {}
-        for batch in batches:
-            losses = self.task.losses(batch)
-            total = torch.stack([value.float() for value in losses.values()]).sum()
-            self._note_unless_finite(total)
-            loss = total / len(batches)
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            for name, value in {**losses, "loss": total}.items():
-                share = value.detach().float() / len(batches)
-                means[name] = means[name] + share if name in means else share
+        for number, batch in enumerate(batches, 1):
+            with nullcontext() if number == len(batches) else accumulating(self.model):
+                for name, value in self._backward(batch, len(batches)).items():
+                    share = value.detach().float() / len(batches)
+                    means[name] = means[name] + share if name in means else share
         norm = self._gradient_norm()
         self.unread.append(
             {
@@ -161,6 +167,15 @@ class Trainer:
         self.update += 1
         if len(self.unread) >= self.read_every:
             self.read()
+
+    def _backward(self, batch: Batch, count: int) -> dict[str, torch.Tensor]:
+        """Add a batch's gradient, one of ``count``, and return its losses and their sum."""
+        losses: dict[str, torch.Tensor] = self.model(batch)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        self._note_unless_finite(total)
+        loss = total / count
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return {**losses, "loss": total}
 
     def _note_unless_finite(self, value: torch.Tensor) -> None:
         self.bad = torch.maximum(self.bad, (~torch.isfinite(value.detach())).float())
