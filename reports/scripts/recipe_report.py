@@ -150,8 +150,9 @@ def main(out: Path, target: Path) -> None:
     ]
     date = time.strftime("%Y-%m-%d", time.gmtime(newest["finished"]))
     lines += [
-        f"Made on {date} by hpdval {code['version']}, commits {', '.join(commits)}, torch {newest['packages']['torch']}, CPU ({machine['machine']}, "
-        f"{machine['cores']} cores, {machine['threads']} thread a run); {wall / 60:.0f} min of runs in all.",
+        f"Made on {date} by hpdval {code['version']}, commits {', '.join(commits)}, "
+        f"torch {newest['packages']['torch']}, CPU ({machine['machine']}, {machine['cores']} cores, {machine['threads']} thread a run); "
+        f"{wall / 60:.0f} min of runs in all.",
         "",
         "    python reports/scripts/recipe_runs.py --out runs/recipes --jobs 2",
         "    python reports/scripts/recipe_report.py runs/recipes reports/recipes-scenes-lt",
