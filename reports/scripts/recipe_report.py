@@ -151,7 +151,8 @@ def main(out: Path, target: Path) -> None:
     date = time.strftime("%Y-%m-%d", time.gmtime(newest["finished"]))
     lines += [
         f"Made on {date} by hpdval {code['version']}, commits {', '.join(commits)}, "
-        f"torch {newest['packages']['torch']}, CPU ({machine['machine']}, {machine['cores']} cores, {machine['threads']} thread a run); "
+        f"torch {newest['packages']['torch']}, CPU ({machine['machine']}, {machine['cores']} cores, "
+        f"{machine['threads']} thread a run); "
         f"{wall / 60:.0f} min of runs in all.",
         "",
         "    python reports/scripts/recipe_runs.py --out runs/recipes --jobs 2",
