@@ -152,8 +152,6 @@ class TrainingConfig(Checked):
     scale_lr: float = number(1e-3, 0.0)  # learning rate of scale and bias; 0 keeps both fixed
     loss: LossConfig = field(default_factory=LossConfig)
     precision: str = choice("auto", "auto", *PRECISIONS)  # the numeric mode of encoders; auto: see models/numeric.py
-    compile: bool = False  # image towers through torch.compile
-    workers: int = number(0, 0, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +165,8 @@ class Stage1Config(TrainingConfig):
     teacher: str = choice("separate", "separate", "same")  # a frozen copy of CLIP, or the student itself: L_kd is 0
     kd_weight: float = number(1.0, 0.0)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    workers: int = number(0, 0, 256)  # processes that draw views; 0 on CUDA draws them there
+    compile: bool = False  # image towers through torch.compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +216,8 @@ class Experiment(Checked):
             raise ConfigError("selection='validation' needs a validation part; set val, for example val=0.2")
         if self.selection == "test" and self.score.reading != "released":
             raise ConfigError("selection='test' belongs to the released reading alone; choose 'last' or 'validation'")
+        if self.stages == "joint" and self.stage1.train_text:
+            raise ConfigError("joint training keeps the text tower fixed; set stage1.train_text=false")
         _ = self.evaluation_score  # its ranges
         if "{}" not in self.template:
             raise ConfigError(f"template is {self.template!r}; it must hold {{}} where the class name goes")

@@ -200,3 +200,30 @@ def test_recipes_do_not_import_torch() -> None:
 def test_as_dict_rebuilds_the_score() -> None:
     experiment = Experiment(name="x")
     assert ScoreConfig(**experiment.as_dict()["score"]) == experiment.score
+
+
+@pytest.mark.parametrize("recipe", ["hpdval", "paper", "released"])
+@pytest.mark.parametrize("dataset", ["voc-lt", "coco-lt"])
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_every_loss_fits_every_recipe(recipe: str, dataset: str, loss: str) -> None:
+    """The paper's ablation of losses: another loss begins with its own constants, not with those of the recipe's."""
+    losses = pytest.importorskip("hpdval.losses")
+    experiment = get_recipe(recipe, dataset=dataset, **{"stage1.loss.name": loss, "stage2.loss.name": loss})
+    for config in (experiment.stage1.loss, experiment.stage2.loss):
+        losses.build_loss(config, [50, 3], 100)
+        rebalanced = loss in ("db", "db_focal", "db_star")
+        assert (config.mu, config.lam) == ((0.2, 2.0) if rebalanced and dataset == "coco-lt" else (0.3, 5.0))
+    if loss != get_recipe(recipe).stage1.loss.name:
+        assert experiment.stage1.loss.denominator is None
+        assert experiment.stage1.loss.pos_scale is None
+
+
+def test_what_clashes_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match="joint training keeps the text tower fixed"):
+        get_recipe("released", stages="joint")
+
+
+def test_scenes_lt_with_another_clip_keeps_that_clips_sizes() -> None:
+    large = get_recipe("paper", dataset="scenes-lt", clip="ViT-B-16-quickgelu", pretrained="openai")
+    assert large.dataset == "scenes-lt"
+    assert (large.stage1.lr, large.stage1.student) == (1e-5, "vit_base_patch16_224.augreg_in1k")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,10 +20,11 @@ import pytest
 import torch
 
 import hpdval
+from hpdval import tables
 from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
-from hpdval.errors import NonFiniteLossError, RunError
+from hpdval.errors import ConfigError, NonFiniteLossError, RunError
 from hpdval.metrics import Protocol
 from hpdval.models import Clip, load_clip
 from hpdval.recipes import get_recipe
@@ -429,11 +431,23 @@ def test_selection_on_test_images_keeps_the_best_and_says_so(tmp_path: Path, col
     assert result["total"] == pytest.approx(max(curve))
     assert result["selection"] == "best epoch on TEST images"
     assert scorer.score_config.reading == "released"
-    later = recipe(**{"stage2.epochs": 1, "score.reading": "released"})
+    later = recipe(**{"stage2.epochs": 1, "score.reading": "released", "readout": "l2"})
     train_stage2(colours, later, run=tmp_path / "s2", start=tmp_path, show=False)
     result = json.loads((tmp_path / "s2" / "result.json").read_text())
     assert result["selection"] == "none (last epoch); its start: best epoch on TEST images", "what was chosen stays so"
     assert Protocol.of(result).selection == "selected on the test images"
+    train_stage2(colours, later, run=tmp_path / "s3", start=tmp_path / "s2", show=False)
+    result = json.loads((tmp_path / "s3" / "result.json").read_text())
+    assert Protocol.of(result).selection == "selected on the test images", "however many stages follow"
+    table = tables.results_table({"chosen": tmp_path, "later": tmp_path / "s3"})
+    assert table["method"].tolist() == ["chance", "chosen *", "later *"]
+    assert "selected on the test images" in table.attrs["footnotes"][0]
+    differences = tables.comparison_table({"a - b": (tmp_path / "s3", tmp_path)}, resamples=20)
+    assert set(differences["comparison"]) == {"a - b *"}
+    honest = train_stage1(colours, recipe(**values), run=tmp_path / "honest", clip=clip, show=False)
+    assert honest.selection == "none (last epoch)"
+    with pytest.raises(RunError, match="differ in selection"):
+        tables.read_runs([tmp_path, tmp_path / "honest"])
 
 
 def test_results_are_read_out_with_their_own_alpha_and_k(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
@@ -551,9 +565,11 @@ def test_train_runs_the_stages_an_experiment_names(
     assert hpdval.train(colours, experiment, run=tmp_path, clip=clip, show=False) == runs
 
 
-def test_updates_are_masked_until_the_losses_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_updates_are_masked_until_the_losses_are_read(tmp_path: Path, precision: str) -> None:
     """On CUDA the losses are read every few updates: nothing that follows a bad one may reach the weights."""
     task = Line()
+    task.precision = precision
     config = TrainingConfig(epochs=4, batch_size=2, lr=0.1)
     plan = Plan(10, 2, 1, 4, 3)
     poison = int(plan.micro_batches(0)[2][0])
@@ -572,6 +588,32 @@ def test_updates_are_masked_until_the_losses_are_read(tmp_path: Path) -> None:
             trainer.save()
         assert not trainer.path.exists(), "the last good checkpoint would have stayed"
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_float16_does_not_skip_updates_for_ever(tmp_path: Path) -> None:
+    """Its scaler leaves out updates that overflow; a gradient that is never finite must not pass for a training."""
+
+    class Endless(Line):
+        precision = "float16"
+
+        def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+            value = super().losses(batch)["mse"]
+            value.register_hook(lambda gradient: gradient * math.nan)
+            return {"mse": value}
+
+    config = TrainingConfig(epochs=20, batch_size=5)
+    with (
+        Run(tmp_path, kind="line", config={}) as run,
+        pytest.raises(NonFiniteLossError, match="gradient is not finite"),
+    ):
+        fit(Endless(), LineBatches(10), config, run, stage="line", n_images=10, seed=3, show=False)
+    assert 10 < len(read_metrics(tmp_path)) < 40
+
+
+def test_what_stage_2_would_refuse_is_refused_before_stage_1(tmp_path: Path, colours: Dataset, clip: Clip) -> None:
+    with pytest.raises(ConfigError, match="init 'a photo of a' has 4 tokens, not the 8"):
+        hpdval.train(colours, recipe(**{"stage2.init": "a photo of a", "stage2.contexts": 8}), run=tmp_path, clip=clip)
+    assert not (tmp_path / "stage1").exists()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "pure-bfloat16", "float16"])

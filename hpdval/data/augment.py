@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def augment(image: torch.Tensor, *, seed: int, epoch: int, index: int, config: AugmentConfig) -> torch.Tensor:
     """Return a training view of ``image``: horizontal flip, then Cutout, then RandAugment; normalisation comes later.
 
-    The result depends on the arguments alone: neither on the number of workers, nor on their order, nor on what was
-    drawn before; and the global random state is as it was.  (torchvision draws from the global generator, so do not
-    call this in several threads of one process.)
+    The result depends on the arguments and the kind of device alone: neither on the number of workers, nor on their
+    order, nor on what was drawn before; and the global random state is as it was.  (torchvision draws from the global
+    generator, so do not call this in several threads of one process.)
 
     Args:
         image: (3, S, S) uint8; it is not changed.

@@ -47,7 +47,7 @@ class Protocol:
             dataset=str(name).strip().casefold().replace("_", "-").removesuffix("-train"),
             n_images=None if n_images is None else int(n_images),
             readout=record["readout"],
-            selection=_selection(record["selection"]),
+            selection=selection_rule(record["selection"]),
             episodes=int(record.get("episodes", 1)),
             excluded=tuple(sorted(excluded_names(record.get("excluded", ()), record.get("classes")))),
         )
@@ -89,7 +89,7 @@ class Protocol:
         return {"readout": readout, "selection": self.selection, "episodes": episodes, "classes": left_out}
 
 
-def _selection(text: str) -> str:
+def selection_rule(text: str) -> str:
     """Return a selection rule in the words of :class:`Protocol`; a rule that is not known keeps its own words."""
     found = re.findall(r"\bon (?:the )?(test|validation)\b", text.casefold())
     if found:  # of a stage or of the one it started from; test images are the graver matter

@@ -54,6 +54,9 @@ class Clip(nn.Module):
         preprocess: what an image needs before :meth:`encode_image`.
     """
 
+    mean: Tensor  # (3, 1, 1), as in preprocess
+    std: Tensor
+
     def __init__(self, model: nn.Module, config: dict[str, Any], name: str, pretrained: str | None, note: str) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +67,9 @@ class Clip(nn.Module):
         self.context_length = int(getattr(model, "text", model).context_length)  # type: ignore[arg-type]
         self.text_width = self.token_embedding.embedding_dim
         self._tokenizer: text.Tokenizer | None = None
+        # on the device beforehand: a copy made for each batch would be waited for
+        self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
 
     @property
     def tokenizer(self) -> text.Tokenizer:
@@ -125,8 +131,7 @@ class Clip(nn.Module):
             images = images.permute(0, 3, 1, 2)
         first = next(self.parameters())
         images = images.to(first.device, non_blocking=True).to(first.dtype)
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
-        return (images / 255 - mean) / std
+        return (images / 255 - self.mean) / self.std
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Return f_cls (B, D) and f_patch (B, P, D), both projected into the joint space, not L2-normalised.

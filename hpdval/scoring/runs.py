@@ -17,6 +17,7 @@ from hpdval.errors import RunError
 from hpdval.files import digest, sha256_file, write_json
 from hpdval.metrics import Evaluation, evaluate
 from hpdval.models import Clip
+from hpdval.models.numeric import numeric_mode
 from hpdval.models.student import make_student
 from hpdval.run import Run, read_manifest, read_predictions
 from hpdval.scoring.scorer import Scorer
@@ -42,11 +43,18 @@ def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experi
     """Open the run of ``kind`` whose key holds the experiment, the data and the weights it starts from."""
     with same_error():
         inputs = run_inputs(dataset, experiment, start)
-        if kind in ("stage1", "joint") and (student := student_of(experiment, start.clip)).config != start.clip.config:
-            inputs["student"] = student.fingerprint
+        config = experiment.stage2 if kind == "stage2" else experiment.stage1
+        inputs["numeric"] = numeric_mode(config.precision, start.clip.device)  # what "auto" means on this device
+        if kind in ("stage1", "joint") and not _trains_clip_itself(experiment):
+            inputs["student"] = student_of(experiment, start.clip).fingerprint
         kind_of_run = Run if rank() == 0 else FollowedRun
         run = kind_of_run(folder, kind=kind, config=experiment.as_dict(), inputs=inputs)
     return follow(run)
+
+
+def _trains_clip_itself(experiment: Experiment) -> bool:
+    config = experiment.stage1
+    return config.student == config.projection == "clip" and experiment.normalise
 
 
 def student_of(experiment: Experiment, clip: Clip) -> Clip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 
 from hpdval.data.dataset import Dataset
 from hpdval.errors import RunError
+from hpdval.metrics.protocol import SELECTED_ON_TEST, selection_rule
 from hpdval.run import read_predictions, read_result
 from hpdval.tables.scores import difference_table, score_table
 
@@ -35,16 +36,17 @@ def read_runs(folders: Folder | Sequence[Folder]) -> dict[str, Any]:
             "targets": predictions["targets"],
             "class_counts": np.asarray(result["class_counts"]),
             "readout": result["readout"],
+            "selection": selection_rule(result.get("selection", "not stated")),
             "folder": folder,
         }
-        _same(found or run, run)
+        _same(found or run, run, "selection")
         found = found or {**run, "scores": []}
         found["scores"].append(predictions["scores"])
     return found
 
 
-def _same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    for name in ("ids", "classes", "targets", "class_counts", "readout"):
+def _same(first: Mapping[str, Any], other: Mapping[str, Any], *more: str) -> None:
+    for name in ("ids", "classes", "targets", "class_counts", "readout", *more):
         if not np.array_equal(first[name], other[name]):
             raise RunError(
                 f"{first['folder']} and {other['folder']} differ in {name}; compare runs on the same test images only"
@@ -74,8 +76,19 @@ def results_table(runs: Mapping[str, Folder | Sequence[Folder]]) -> pd.DataFrame
     first = next(iter(found.values()))
     for other in found.values():
         _same(first, other)
-    scores = {label: run["scores"] for label, run in found.items()}
-    return score_table(scores, first["targets"], first["class_counts"], readout=first["readout"])
+    scores = {f"{label}{_mark(run)}": run["scores"] for label, run in found.items()}
+    table = score_table(scores, first["targets"], first["class_counts"], readout=first["readout"])
+    return _with_footnote(table, found.values())
+
+
+def _mark(*runs: Mapping[str, Any]) -> str:
+    return " *" if any(run["selection"] == SELECTED_ON_TEST for run in runs) else ""
+
+
+def _with_footnote(table: pd.DataFrame, runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    if _mark(*runs):
+        table.attrs["footnotes"] = [f"*: {SELECTED_ON_TEST}: an upper bound, and no basis for a claim"]
+    return table
 
 
 def comparison_table(
@@ -89,10 +102,11 @@ def comparison_table(
     Raises:
         RunError: a run is unfinished, damaged, or not comparable with the others.
     """
-    tables = []
+    tables, runs = [], []
     for label, (after, before) in pairs.items():
         a, b = read_runs(after), read_runs(before)
         _same(a, b)
-        chosen = {"readout": a["readout"], **options}
-        tables.append(difference_table({label: (a["scores"], b["scores"])}, a["targets"], a["class_counts"], **chosen))
-    return pd.concat(tables, ignore_index=True)
+        chosen, marked = {"readout": a["readout"], **options}, f"{label}{_mark(a, b)}"
+        tables.append(difference_table({marked: (a["scores"], b["scores"])}, a["targets"], a["class_counts"], **chosen))
+        runs += [a, b]
+    return _with_footnote(pd.concat(tables, ignore_index=True), runs)

@@ -35,7 +35,7 @@ class JointTraining(Task):
     def __init__(self, alignment: DualViewAlignment, tuning: PromptTuning) -> None:
         super().__init__()
         self.alignment, self.tuning = alignment, tuning
-        alignment.student.visual.requires_grad_(True)  # the task of stage 2 froze the encoder they share
+        self.precision, self.compiled = alignment.precision, alignment.compiled
 
     @property
     def objective(self) -> Objective:
@@ -54,7 +54,7 @@ class JointTraining(Task):
         features, teacher_cls = first.features(batch)
         with autocast(second.text.device, first.config.precision):
             texts = second.texts()
-        targets = batch["targets"].to(second.text.device)
+        targets = batch["targets"].to(second.text.device, non_blocking=True)
         losses = {"cls": self.objective(features, texts["global"], texts["local"], targets)}
         if teacher_cls is not None:
             losses["kd"] = first.distillation(features, teacher_cls, len(targets))

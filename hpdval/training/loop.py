@@ -101,7 +101,7 @@ def fit(
         )
         facts = {"threads": torch.get_num_threads()}
     _settle(trainer)
-    return {**facts, "numeric": numeric_mode(config.precision, trainer.device), "compiled": config.compile}
+    return {**facts, "numeric": numeric_mode(task.precision, trainer.device), "compiled": task.compiled}
 
 
 def _follow(

@@ -20,6 +20,7 @@ from hpdval.models.numeric import resolve_device
 from hpdval.recipes import get_recipe
 from hpdval.run import Run
 from hpdval.scoring import Scorer, load_run, open_run, report_run, zero_shot_scorer
+from hpdval.scoring.scorer import NOTHING_TRAINED
 from hpdval.training.batches import Batches
 from hpdval.training.loop import Task, fit
 
@@ -111,7 +112,7 @@ def scorer_of(
     """Return the scorer of encoders and texts (C, D), evaluated and selected as the session's experiment says."""
     experiment, own = session.experiment, SELECTION[session.experiment.selection]
     before = session.start.selection
-    inherited = "" if before.startswith("none") or before == own else f"; its start: {before}"
+    inherited = "" if before in (NOTHING_TRAINED, SELECTION["last"], own) else f"; its start: {before}"
     return Scorer(
         clip,
         session.dataset.classes,

@@ -31,8 +31,6 @@ from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
 
-RESIDENT_BYTES = 8 * 2**30  # of decoded images that may stay on a GPU: 57,000 of 224 pixels
-
 
 def distillation_loss(student_cls: torch.Tensor, teacher_cls: torch.Tensor) -> torch.Tensor:
     """L_kd: mean absolute difference of class tokens (B, D), not normalised (HP-DVAL eq. 2 and 16).
@@ -56,16 +54,16 @@ class DualViewAlignment(Task):
     ) -> None:
         super().__init__()
         self.config, self.classes, self.template = experiment.stage1, tuple(classes), experiment.template
+        self.precision, self.compiled = self.config.precision, self.config.compile
         self.student = student.requires_grad_(False)
         student.visual.requires_grad_(True)
         for parameter in student.text_parameters if self.config.train_text else ():
             parameter.requires_grad_(True)
         apart = self.config.kd_weight and self.config.teacher == "separate"
         self.teacher = teacher.requires_grad_(False) if apart else None
-        self.encode, self.encode_teacher = (
-            image_encoder(model.visual, self.config.precision, compiled=self.config.compile)
-            for model in (student, teacher)
-        )
+        self.encode = image_encoder(student.visual, self.precision, compiled=self.compiled)
+        if self.teacher is not None:
+            self.encode_teacher = image_encoder(teacher.visual, self.precision, compiled=self.compiled)
         self.objective = objective
         self.register_buffer("text", hand_crafted(student, classes, experiment.template))
 
@@ -137,8 +135,11 @@ class ViewBatches:
         self.store, self.ids, self.experiment = store, dataset.train.ids, experiment
         self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
         config, device = experiment.stage1, teacher.device
-        self.on_device = device.type == "cuda" and config.workers == 0 and store.images.nbytes < RESIDENT_BYTES
-        self.images = torch.from_numpy(np.array(store.images)).to(device) if self.on_device else None  # (N, S, S, 3)
+        resident = device.type == "cuda" and config.workers == 0
+        resident = (
+            resident and store.images.nbytes < torch.cuda.mem_get_info(device)[0] // 4
+        )  # the rest is for training
+        self.images = torch.from_numpy(np.array(store.images)).to(device) if resident else None  # (N, S, S, 3)
         self.pinned = device.type == "cuda"
         self.teacher: torch.Tensor | None = None  # (N, D), where views never change
         asked = config.kd_weight and config.teacher == "separate"
@@ -184,8 +185,8 @@ def train_stage1(
         experiment: a recipe's name or an experiment.
         run: a folder, which is then trained, evaluated on the test split and finished (and merely loaded when it
             already is), or an open :class:`Run`, which the caller finishes.
-        clip: the model to start from; its weights are left as they were, but it is moved to the device.  By default
-            what the experiment names.
+        clip: the model to start from; its weights are left as they were, but it is moved to the device and frozen.  By
+            default what the experiment names.
 
     Raises:
         RunError: the folder is in use or holds another run.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
 from hpdval.distributed import join, rank
+from hpdval.losses import build_loss
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
+from hpdval.models.prompts import context_init
 from hpdval.recipes import get_recipe
 from hpdval.scoring import open_run, report_run, zero_shot_scorer
 from hpdval.training.joint import train_joint
@@ -53,7 +59,8 @@ def train(
     show = show and rank() == 0
     runs, stages = run_folders(run, experiment), experiment.stages
     where = str(resolve_device(device))
-    clip = clip or load_clip(experiment.clip, pretrained=experiment.pretrained, device=where)
+    clip = (clip or load_clip(experiment.clip, pretrained=experiment.pretrained, device=where)).to(where)
+    _check(dataset, experiment, clip, runs)
     plain = zero_shot_scorer(clip, dataset.classes, template=experiment.template, resize=experiment.resize)
     with open_run(runs["zero-shot"], "zero-shot", dataset, experiment, plain) as opened:
         if not opened.finished:
@@ -66,3 +73,15 @@ def train(
     if "joint" in runs:
         train_joint(dataset, experiment, run=runs["joint"], clip=clip, device=device, show=show)
     return runs
+
+
+def _check(dataset: Dataset, experiment: Experiment, clip: Clip, methods: Iterable[str]) -> None:
+    """Refuse what a later stage would refuse, before an earlier one has taken its hours."""
+    counts, n = torch.from_numpy(dataset.train.targets.sum(0, dtype=np.int64)), len(dataset.train)
+    tuned = {"stage 2", "joint"} & {*methods}
+    if tuned:
+        context_init(clip, experiment.stage2.contexts, experiment.stage2.init)
+    if {"stage 1", "joint"} & {*methods}:
+        build_loss(experiment.stage1.loss, counts, n)
+    if "stage 2" in tuned:
+        build_loss(experiment.stage2.loss, counts, n)

@@ -1,7 +1,7 @@
 """State of one training and its update: tensors, AdamW, moving average, checkpoints, and what is not finite.
 
-On CUDA nothing waits for the device: an update that is not finite is masked there, and the losses are read back every
-few updates, which is when the run stops and names the images.
+On CUDA losses are not read back at each update: one that is not finite is masked on the device, and every few updates
+they are read, which is when the run stops and names the images.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from hpdval.training.batches import Batch, Plan
 from hpdval.training.optim import MovingAverage, lr_factor
 
 READ_EVERY = 10  # updates between two looks at the losses, on CUDA
+MOST_SKIPPED = 20  # updates in a row that float16 may lose to overflow; the scale has then fallen by a million
 
 
 class Task(nn.Module):
     """What the loop trains: named scalar losses whose sum is minimised, and the parameters that follow them."""
+
+    precision = "float32"  # the numeric mode it runs in, and whether compiled
+    compiled = False
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses of one batch."""
@@ -64,7 +68,8 @@ class Trainer:
         self.read_every = READ_EVERY if self.device.type == "cuda" else 1
         self.bad = torch.zeros((), device=self.device)  # 1 as soon as something was not finite; no update follows
         self.unread: list[dict[str, Any]] = []
-        half = numeric_mode(config.precision, self.device) == "float16"
+        self.skipped = torch.zeros((), device=self.device)
+        half = numeric_mode(task.precision, self.device) == "float16"
         # PyTorch's own start of 65,536 loses the first updates to overflow, which a short training feels
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10) if half else None
 
@@ -150,13 +155,12 @@ class Trainer:
                 for name, value in self._backward(batch, len(batches)).items():
                     share = value.detach().float() / len(batches)
                     means[name] = means[name] + share if name in means else share
-        norm = self._gradient_norm()
+        self._clip_gradients()
         self.unread.append(
             {
                 "update": self.update,
                 "losses": means,
-                "norm": norm,
-                "bad": self.bad.clone(),
+                "bad": self.bad,
                 "lr": self.config.lr * factor,
                 "ids": [image for batch in batches for image in batch["ids"]],
             }
@@ -174,20 +178,23 @@ class Trainer:
         total = torch.stack([value.float() for value in losses.values()]).sum()
         self._note_unless_finite(total)
         loss = total / count
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.scaler is not None:  # which leaves out an update whose gradients are not finite
+            loss = self.scaler.scale(loss * torch.where(self.bad > 0, math.nan, 1.0))
+        loss.backward()
         return {**losses, "loss": total}
 
     def _note_unless_finite(self, value: torch.Tensor) -> None:
         self.bad = torch.maximum(self.bad, (~torch.isfinite(value.detach())).float())
 
-    def _gradient_norm(self) -> torch.Tensor:
-        """Return the norm of all gradients, which is clipped where the config says so."""
+    def _clip_gradients(self) -> None:
+        """Clip the norm of all gradients where the config says so, and note whether it is finite."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm or math.inf, foreach=True)
-        if self.scaler is None:  # float16 overflows now and then; the scaler leaves such an update out and goes on
-            self._note_unless_finite(norm)
-        return norm
+        if self.scaler is not None:  # float16 overflows now and then, which halves the scale; but not for ever
+            self.skipped = torch.where(torch.isfinite(norm), 0.0, self.skipped + 1)
+            norm = torch.where(self.skipped > MOST_SKIPPED, math.nan, 0.0)
+        self._note_unless_finite(norm)
 
     def _apply(self) -> None:
         if self.scaler is not None:
