@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -266,21 +267,21 @@ def test_what_is_not_usable_does_not_get_its_name(url: str, target: Path) -> Non
     assert list(target.parent.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file of this process may become longer than 5,000 bytes."""
+    """No file of this process may become longer than 5,000 bytes: not the report of the tests either, so no fixture."""
     old, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, action)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, action)
 
 
-def test_a_full_disk_is_one_line_and_what_came_stays(url: str, target: Path, request: pytest.FixtureRequest) -> None:
-    request.getfixturevalue("small_disk")
-    with pytest.raises(
-        DataError, match=r"could not write .*file\.bin\.part .*File too large; the same command"
-    ) as caught:
+def test_a_full_disk_is_one_line_and_what_came_stays(url: str, target: Path) -> None:
+    words = r"could not write .*file\.bin\.part .*File too large; the same command"
+    with pytest.raises(DataError, match=words) as caught, small_disk():
         fetch(url, target)
     assert "\n" not in str(caught.value)
     assert not target.exists()
