@@ -342,10 +342,14 @@ def test_interrupted_the_launcher_ends_what_it_started(tmp_path: Path) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        launch._follow([sys.executable, "-c", wait], show=False)
-    thread.join()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore Ctrl-C
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            launch._follow([sys.executable, "-c", wait], show=False)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert not set(below()) - before
 
 
