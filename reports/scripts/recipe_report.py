@@ -146,7 +146,7 @@ def main(out: Path, target: Path) -> None:
         "",
         *optimism(out),
         "",
-        "How far the contexts moved in stage 2 (root mean square; they start at about 0.02 each):",
+        "How far the contexts moved in stage 2 (root mean square; `paper` starts them from N(0, 0.02), the others from words):",
         "",
         *contexts(out),
         "",
