@@ -146,7 +146,8 @@ def main(out: Path, target: Path) -> None:
         "",
         *optimism(out),
         "",
-        "How far the contexts moved in stage 2 (root mean square; `paper` starts them from N(0, 0.02), the others from words):",
+        "How far the contexts moved in stage 2 (root mean square; `paper` starts them from N(0, 0.02), the others from "
+        "words):",
         "",
         *contexts(out),
         "",
