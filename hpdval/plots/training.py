@@ -50,6 +50,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], stage: str, *, title: str 
         panel.plot(*points.T, "o-", color="#CC79A7", ms=3.5, lw=1.5)
         panel.plot(*points[points[:, 1].argmax()], "*", color=INK, ms=9)
         panel.set_title(WATCHED[name])
+        panel.ticklabel_format(axis="y", useOffset=False)  # 21.385, not 0.005 and an offset in the corner
         panel.set_xlabel("update (star: best epoch)")
     panels[-1].plot(steps, [r["lr"] for r in records], color=INK, lw=1.2)
     panels[-1].set_title("learning rate")
