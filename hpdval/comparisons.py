@@ -1,7 +1,7 @@
 """What is compared with what: the comparisons of a sweep, as its ``sweep.json`` names them, over finished runs.
 
-A *comparison* is one question, such as the weight of the global view.  Its *cells* are the answers tried, one of them the
-reference; a cell holds a finished run for each seed.  Sweeps write this file, reports read it, and neither knows the other.
+A *comparison* is one question, such as the weight of the global view.  Its *cells* are the answers tried, one of them
+the reference; a cell holds a finished run for each seed.  Sweeps write the file, reports read it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def _comparison(folder: Path, one: Mapping[str, Any], runs: Mapping[str, Any], m
 def method_folder(run: Path, method: str | None = None) -> Path:
     """Return the folder with the predictions of ``method`` (by default the last) in the run of a notebook.
 
-    A notebook that trains one method has them in its own folder; one that trains several names the folders in its result.
+    A notebook that trains one method has them in its own folder; one that trains several names their folders in its
+    result.
 
     Raises:
         RunError: the run is unfinished, or made nothing by that name.
