@@ -14,6 +14,7 @@ from typing import IO, Any
 import hpdval
 from hpdval.errors import ConfigError, DataError, HpdvalError
 from hpdval.overrides import named_values
+from hpdval.sweep.command import add_sweep
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -53,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--report", help="path without suffix of the report (default: OUT/report)")
     study.add_argument("--force", action="store_true", help="run again what is already done")
     study.set_defaults(function=_study)
+
+    add_sweep(commands)
 
     train = commands.add_parser("train", help="run all stages of a recipe without a notebook; alone or under torchrun")
     train.add_argument("source", metavar="DATA", help="scenes-lt, a CSV, COCO json, list or VOC devkit")

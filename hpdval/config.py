@@ -158,7 +158,7 @@ class TrainingConfig(Checked):
 class Stage1Config(TrainingConfig):
     """Dual-view alignment learning: the student ViT is trained; what it starts from is ``hpdval.models.student``'s."""
 
-    student: str = "clip"  # "clip", "scenes", a timm ViT by name, or a folder in timm's layout
+    student: str = "clip"  # "clip", "scenes", "labelled", a timm ViT by name, or a folder in timm's layout
     student_weights: str | None = None  # a local file for a timm name; None fetches timm's own
     projection: str = choice("clip", "clip", "head")  # CLIP's visual.proj, or the paper's two-layer embedding head
     train_text: bool = False  # the text tower learns along, and T_H with it
@@ -227,6 +227,30 @@ class Experiment(Checked):
         """The score under which results are reported: that of training, unless ``eval_alpha`` or ``eval_k`` differ."""
         alpha = self.score.alpha if self.eval_alpha is None else self.eval_alpha
         return replace(self.score, alpha=alpha, k=self.score.k if self.eval_k is None else self.eval_k)
+
+    def relevant_to(self, kind: str) -> Experiment:
+        """Return the experiment as far as a run of ``kind`` reads it: the rest is set to its defaults.
+
+        Two experiments that differ in stage 2 alone have the same stage 1, and share its run.
+
+        >>> one, other = (Experiment(name="x", stage2=Stage2Config(lr=lr)) for lr in (1e-3, 1e-2))
+        >>> one.relevant_to("stage1") == other.relevant_to("stage1")
+        True
+        """
+        if kind not in ("zero-shot", "stage1"):
+            return self
+        own = replace(self, stages="sequence", stage2=Stage2Config())
+        if kind == "stage1":
+            return own
+        seed = self.seed if self.val else 0  # which decides what is left for training, and nothing else here
+        untrained: dict[str, Any] = {
+            "selection": "last",
+            "score": ScoreConfig(),
+            "eval_alpha": None,
+            "eval_k": None,
+            "normalise": True,
+        }
+        return replace(own, stage1=Stage1Config(), seed=seed, **untrained)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain nested dictionaries."""

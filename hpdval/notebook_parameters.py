@@ -105,14 +105,29 @@ def check_parameters(notebook: str | os.PathLike[str], given: Mapping[str, Any])
     merged = {**defaults, **values}
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(merged.get("device", "auto"))):
         raise ConfigError(f"parameter device is {merged['device']!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    experiment_of(notebook, values)
+    return values
+
+
+def experiment_of(notebook: str | os.PathLike[str], values: Mapping[str, Any]) -> Experiment | None:
+    """Return the experiment that a notebook with a ``recipe`` will make of its parameters; None for another notebook.
+
+    Args:
+        values: as :func:`check_parameters` returns them.
+
+    Raises:
+        ConfigError: a recipe, field or value that cannot be used.
+    """
+    defaults = notebook_parameters(notebook)
+    merged, fields = {**defaults, **values}, field_names(Experiment(name="fields"))
     overrides = parse_overrides(merged.get("overrides", ""))
     for name in overrides:
         if name in defaults:
             raise ConfigError(f"overrides names {name!r}, which is a parameter of {Path(notebook).name}; set it there")
-    if "recipe" in merged:
-        fixed = {name: v for name, v in merged.items() if name in fields and v != ""}
-        get_recipe(merged["recipe"], **{**fixed, **overrides})
-    return values
+    if "recipe" not in merged:
+        return None
+    fixed = {name: v for name, v in merged.items() if name in fields and v != ""}
+    return get_recipe(merged["recipe"], **{**fixed, **overrides})
 
 
 def _as_type_of(name: str, value: Any, default: Any) -> Any:

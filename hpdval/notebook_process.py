@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from hpdval.files import read_json, write_json
 
 GRACE_SECONDS = 10  # a kernel that is told to end may write a checkpoint first
@@ -129,6 +131,9 @@ def last_lines(traceback: list[str], count: int = 12) -> list[str]:
 def main() -> int:
     """Read the job, execute it, record how it went, and return the exit code."""
     run = Execution(json.loads(sys.stdin.readline()))
+    # held until this process ends, which may be a little after its runner: nobody else is at work in the folder then
+    lock = FileLock(run.folder / "process.lock")
+    lock.acquire(timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or GRACE_SECONDS + 10))
     threading.Thread(target=run.watch, daemon=True).start()
     failure: dict[str, Any] = {}
     try:
@@ -139,7 +144,8 @@ def main() -> int:
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
         status = "killed" if name == "DeadKernelError" else "failed"
         failure = {"status": status, "error": " ".join(f"{name}: {text}".split())}
-        for line in last_lines(getattr(error, "traceback", [])):
+        failure["traceback"] = last_lines(getattr(error, "traceback", []))
+        for line in failure["traceback"]:
             print(line, flush=True)
     if run.ending.is_set():
         threading.Event().wait()  # end() is at work in another thread and leaves for us

@@ -31,6 +31,7 @@ from hpdval.files import digest, read_json, sha256_file, write_json
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 
 RECORD = "notebook.json"
+PLACES = ("run_dir", "shared")  # parameters that say where results lie, not what they are
 HASHED_BELOW = 64 * 2**20  # bytes
 # what says which images have which labels below the root of a prepared data set
 LISTS = ("*_lt_*.txt", "*_labels.txt", "VOCdevkit/*/ImageSets/Main/*.txt", "annotations/instances_*.json")
@@ -52,7 +53,7 @@ def notebook_key(notebook: Path, values: Mapping[str, Any]) -> str:
     prepared data set count; pictures never do.
     """
     cells = [[cell["cell_type"], "".join(cell["source"])] for cell in read_json(notebook)["cells"]]
-    values = {name: value for name, value in values.items() if name != "run_dir"}
+    values = {name: value for name, value in values.items() if name not in PLACES}
     given = {name: Path(value) for name, value in values.items() if isinstance(value, str) and value}
     source = given.get("dataset", Path())
     folders = [Path(), source if source.is_dir() else source.parent]
@@ -77,6 +78,11 @@ def _fingerprint(path: Path) -> str | None:
 
 def _status(folder: Path) -> dict[str, Any]:
     return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+
+
+def is_done(notebook: Path, values: Mapping[str, Any], folder: Path) -> bool:
+    """Whether ``folder`` holds this very run, finished: same sources, parameters, inputs and code."""
+    return _is_done(folder, notebook_key(notebook, values)) and (folder / "executed.ipynb").exists()
 
 
 def _is_done(folder: Path, key: str) -> bool:

@@ -30,13 +30,26 @@ from hpdval.files import atomic_write, digest, read_json, sha256_file, write_jso
 from hpdval.provenance import code_state, hardware, packages
 
 # what the notebook runner still writes or holds when the manifest is written
-NOT_LISTED = {"run.lock", "manifest.json", "notebook.json", "notebook.lock", "partial.ipynb", "executed.ipynb"}
+NOT_LISTED = {
+    "run.lock",
+    "manifest.json",
+    "notebook.json",
+    "notebook.lock",
+    "process.lock",
+    "partial.ipynb",
+    "executed.ipynb",
+}
 
 _OPEN: WeakValueDictionary[Path, Run] = WeakValueDictionary()  # the runs this process holds
 
 
+def run_key(kind: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """Return the digest that tells runs apart: what is run, how, on what, and by which version."""
+    return digest(kind, config, inputs, hpdval.__version__)
+
+
 class Run:
-    """A folder that one process at a time may write.
+    """A folder that one process at a time may write; who comes second waits for ``HPDVAL_LOCK_WAIT`` seconds, or not.
 
     ``config`` and ``inputs`` (data and weight digests) make the key: the same key resumes or is already done, another
     key in the same folder is refused.  Use it as a context manager, or call :meth:`finish` or :meth:`close`.
@@ -60,7 +73,7 @@ class Run:
         # through JSON once, so that what is compared and stored is what a later process will read
         self.config = json.loads(json.dumps(dict(config), default=str))
         self.inputs = json.loads(json.dumps(dict(inputs or {}), default=str))
-        self.key = digest(kind, self.config, self.inputs, hpdval.__version__)
+        self.key = run_key(kind, self.config, self.inputs)
         self._began = time.time()
         self._open()
 
@@ -70,7 +83,8 @@ class Run:
             earlier.close()
         self._lock = FileLock(self.folder / "run.lock")
         try:
-            self._lock.acquire(timeout=0)  # the operating system frees it when a process dies, so no lock goes stale
+            # the operating system frees it when a process dies, so no lock goes stale
+            self._lock.acquire(timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or 0))
         except Timeout:
             raise RunError(
                 f"{self.folder} is in use by another process; wait for it or choose another folder"

@@ -34,7 +34,8 @@ def by_name(requirements: list[str]) -> dict[str, str]:
 
 
 def test_conda_and_pip_ask_for_the_same(project: dict[str, Any]) -> None:
-    wanted = by_name([*project["dependencies"], *project["optional-dependencies"]["test"]])
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]  # conda has no extras
+    wanted = by_name([*project["dependencies"], *extras])
     listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     packages, pip = [item for item in listed if isinstance(item, str)], listed[-1]["pip"]
     conda = by_name(packages)

@@ -22,6 +22,7 @@ from hpdval.models.clip import Clip
 from hpdval.models.towers import ProjectedTower
 
 PROJECTIONS = ("clip", "head")
+LABELLED = "vit_base_patch16_224.augreg_in1k"  # ImageNet-1K
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as timm lays out a folder of the hub
 
 
@@ -39,8 +40,8 @@ def make_student(
     Args:
         clip: gives the text tower, the joint space and, for ``student="clip"``, the image tower.
         student: ``"clip"`` (released code), a timm ViT such as ``"vit_base_patch16_224.augreg_in1k"`` (the paper's
-            ImageNet-1K ViT-B/16), ``"scenes"`` (the small ViT of this package, trained with labels), or a folder with
-            timm's ``config.json`` and weights.
+            ImageNet-1K ViT-B/16), ``"scenes"`` (the small ViT of this package, trained with labels), ``"labelled"``
+            (of these two the one that fits ``clip``), or a folder with timm's ``config.json`` and weights.
         student_weights: a local checkpoint (.safetensors, .pt, .pth, .bin) for a timm name; None fetches timm's own,
             on this request only.
         projection: ``"clip"`` keeps CLIP's ``visual.proj``; ``"head"`` puts the paper's two-layer embedding head
@@ -56,7 +57,7 @@ def make_student(
     config = copy.deepcopy(clip.config)
     model: Any = copy.deepcopy(clip.model)
     if student != "clip" or projection == "head":
-        section, preprocess, source = _source(student, student_weights)
+        section, preprocess, source = _source(student, student_weights, clip.name)
         config["student"] = section | {"head": "two-layer" if projection == "head" else "linear"}
         config["preprocess_cfg"] |= preprocess
         with torch.random.fork_rng(devices=[]):
@@ -111,10 +112,12 @@ class EmbeddingHead(nn.Sequential):
         super().__init__(nn.Linear(width, embed_dim), nn.Tanh(), nn.Linear(embed_dim, embed_dim))
 
 
-def _source(student: str, given: str | None) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+def _source(student: str, given: str | None, clip_name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """Return the configuration section, the preprocessing, and the file of weights (None: timm fetches them)."""
     if student == "clip":
         return {"architecture": "clip", "model_args": {}}, {}, None
+    if student == "labelled":
+        student = "scenes" if clip_name == "scenes" else LABELLED
     if student == "scenes":
         folder_config, path = _shipped()
     elif student and Path(student).is_dir():
@@ -127,7 +130,7 @@ def _source(student: str, given: str | None) -> tuple[dict[str, Any], dict[str, 
         base = student.partition(".")[0]
         if not timm.is_model(base):
             raise ModelError(
-                f"student is {student!r}; use 'clip', 'scenes', a timm ViT such as 'vit_base_patch16_224.augreg_in1k', "
+                f"student is {student!r}; use 'clip', 'scenes', 'labelled', a timm ViT such as {LABELLED!r}, "
                 "or a folder with its config.json and weights"
             )
         if "." in student and student not in timm.list_pretrained(f"{base}.*"):

@@ -1,7 +1,7 @@
 """From images to scores, and from scores to finished runs."""
 
 from hpdval.scoring.features import Features, FeatureStore, encode_split
-from hpdval.scoring.runs import load_run, open_run, report_run, run_inputs, score_run, student_of
+from hpdval.scoring.runs import load_run, open_run, report_run, run_inputs, score_run, shared_folder, student_of
 from hpdval.scoring.scorer import Scorer, encode, native_resize, zero_shot, zero_shot_scorer
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "report_run",
     "run_inputs",
     "score_run",
+    "shared_folder",
     "student_of",
     "zero_shot",
     "zero_shot_scorer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hpdval.metrics import Evaluation, evaluate
 from hpdval.models import Clip
 from hpdval.models.numeric import numeric_mode
 from hpdval.models.student import make_student
-from hpdval.run import Run, read_manifest, read_predictions
+from hpdval.run import Run, read_manifest, read_predictions, run_key
 from hpdval.scoring.scorer import Scorer
 
 
@@ -42,14 +43,31 @@ def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "au
 def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer) -> Run:
     """Open the run of ``kind`` whose key holds the experiment, the data and the weights it starts from."""
     with same_error():
-        inputs = run_inputs(dataset, experiment, start)
-        config = experiment.stage2 if kind == "stage2" else experiment.stage1
-        inputs["numeric"] = numeric_mode(config.precision, start.clip.device)  # what "auto" means on this device
-        if kind in ("stage1", "joint") and not _trains_clip_itself(experiment):
-            inputs["student"] = student_of(experiment, start.clip).fingerprint
+        config, inputs = describe_run(kind, dataset, experiment, start)
         kind_of_run = Run if rank() == 0 else FollowedRun
-        run = kind_of_run(folder, kind=kind, config=experiment.as_dict(), inputs=inputs)
+        run = kind_of_run(folder, kind=kind, config=config, inputs=inputs)
     return follow(run)
+
+
+def describe_run(
+    kind: str, dataset: Dataset, experiment: Experiment, start: Scorer
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return configuration and inputs of a run: all that its result depends on, and nothing else."""
+    experiment = experiment.relevant_to(kind)
+    inputs = run_inputs(dataset, experiment, start)
+    config = experiment.stage2 if kind == "stage2" else experiment.stage1
+    inputs["numeric"] = numeric_mode(config.precision, start.clip.device)  # what "auto" means on this device
+    if kind in ("stage1", "joint") and not _trains_clip_itself(experiment):
+        inputs["student"] = student_of(experiment, start.clip).fingerprint
+    return experiment.as_dict(), inputs
+
+
+def shared_folder(
+    shared: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer
+) -> Path:
+    """Return the folder below ``shared`` where the run of ``kind`` lies that this experiment shares with others."""
+    config, inputs = json.loads(json.dumps(describe_run(kind, dataset, experiment, start), default=str))
+    return Path(shared) / f"{kind}-{run_key(kind, config, inputs)[:12]}"
 
 
 def _trains_clip_itself(experiment: Experiment) -> bool:

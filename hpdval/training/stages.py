@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
-from hpdval.distributed import join, rank
+from hpdval.distributed import join, rank, same_error
 from hpdval.losses import build_loss
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.models.prompts import context_init
 from hpdval.recipes import get_recipe
-from hpdval.scoring import open_run, report_run, zero_shot_scorer
+from hpdval.scoring import open_run, report_run, shared_folder, zero_shot_scorer
 from hpdval.training.joint import train_joint
 from hpdval.training.stage1 import train_stage1
 from hpdval.training.stage2 import train_stage2
@@ -36,6 +37,7 @@ def train(
     experiment: Experiment | str = "scenes",
     *,
     run: str | os.PathLike[str],
+    shared: str | os.PathLike[str] | None = None,
     clip: Clip | None = None,
     device: str = "auto",
     show: bool = True,
@@ -48,6 +50,8 @@ def train(
 
     Args:
         run: the folder below which ``zero-shot``, ``stage1``, ``stage2`` or ``joint`` are made.
+        shared: a folder for the runs of zero-shot and stage 1, each under its key, which experiments that agree in all
+            that they depend on share; None keeps them below ``run``.
         clip: the model to start from; by default what the experiment names.
 
     Raises:
@@ -61,7 +65,14 @@ def train(
     where = str(resolve_device(device))
     clip = (clip or load_clip(experiment.clip, pretrained=experiment.pretrained, device=where)).to(where)
     _check(dataset, experiment, clip, runs)
-    plain = zero_shot_scorer(clip, dataset.classes, template=experiment.template, resize=experiment.resize)
+    prompts: dict[str, Any] = {"template": experiment.template, "resize": experiment.resize}
+    plain = zero_shot_scorer(clip, dataset.classes, **prompts)
+    if shared is not None:
+        with same_error():
+            runs["zero-shot"] = shared_folder(shared, "zero-shot", dataset, experiment, plain)
+            if "stage 1" in runs:
+                both_views = zero_shot_scorer(clip, dataset.classes, score=experiment.score, **prompts)
+                runs["stage 1"] = shared_folder(shared, "stage1", dataset, experiment, both_views)
     with open_run(runs["zero-shot"], "zero-shot", dataset, experiment, plain) as opened:
         if not opened.finished:
             report_run(opened, plain, dataset, experiment, show=show)

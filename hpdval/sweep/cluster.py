@@ -1,0 +1,150 @@
+"""Many runs on many workers: the one module that knows dask.distributed, an optional extra (``hpdval[sweep]``)."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from hpdval.errors import ConfigError, RunError
+
+GIB = 2**30
+MEMORY_GIB = 3.0  # of one run of a small model: kernel, torch and data
+LOST_SECONDS = 60  # a worker whose scheduler is gone ends after so long, and its run with it
+POLL_SECONDS = 2.0
+Outcome = dict[str, Any]
+
+
+class Cluster:
+    """Workers that run one job at a time each: some on this machine, or those of a scheduler elsewhere."""
+
+    def __init__(self, client: Any, gpus: int, place: str) -> None:
+        self.client, self.gpus, self.place = client, gpus, place
+
+    @property
+    def dashboard(self) -> str:
+        """The address of the page that shows workers and jobs, or why there is none."""
+        link = self.client.dashboard_link
+        return str(link) if link and find_spec("bokeh") else "none (pip install bokeh)"
+
+    def run(
+        self, jobs: Mapping[str, Any], needs: Mapping[str, str | None], call: Callable[[Any, int], Outcome]
+    ) -> Iterator[tuple[str, Outcome]]:
+        """Yield the outcome of ``call(job, gpus)`` for each job as it ends; a job starts after the one it needs.
+
+        A job whose worker dies is given to another one; one that took too many workers with it ends as ``killed``.
+        The one that is needed may have failed: who needs it finds that out.
+        """
+        from distributed import KilledWorker, TimeoutError, wait
+
+        ready = deque(name for name in jobs if needs.get(name) not in jobs)
+        waiting: dict[str, list[str]] = {}
+        for name in jobs:
+            if (first := needs.get(name)) in jobs and first is not None:
+                waiting.setdefault(first, []).append(name)
+        running: dict[Any, str] = {}
+        while ready or running:
+            while ready and len(running) < self._slots():
+                name = ready.popleft()
+                resources = {"GPU": 1} if self.gpus else {}
+                future = self.client.submit(call, jobs[name], self.gpus, key=f"hpdval-{name}", resources=resources)
+                running[future] = name
+            try:
+                done = wait(list(running), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                continue  # workers may have come meanwhile
+            for future in done:
+                name = running.pop(future)
+                ready.extendleft(reversed(waiting.pop(name, [])))
+                try:
+                    outcome = future.result()
+                except KilledWorker:
+                    outcome = {"status": "killed", "error": "its worker died, and again when it was tried on others"}
+                except Exception as error:  # of dask or of our own code on the worker: one job, not the sweep
+                    outcome = {"status": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())}
+                yield name, outcome
+
+    def _slots(self) -> int:
+        """How many jobs may be with the workers: one each, and one that waits, so that none is ever idle."""
+        return 2 * max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+
+
+@contextmanager
+def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, memory: float) -> Iterator[Cluster]:
+    """Give a cluster: the one behind ``scheduler`` (``tcp://host:port``), or workers on this machine that end with us.
+
+    Args:
+        workers: on this machine; None for one on each GPU, or without any as many as cores and memory allow.
+        retries: how often a job may lose its worker.
+        memory: what one job needs, in GiB.
+
+    Raises:
+        ConfigError: the extra is not installed, or more workers than GPUs.
+        RunError: no scheduler answers there.
+    """
+    if not find_spec("distributed"):
+        raise ConfigError("sweeps need dask.distributed; run: pip install 'hpdval[sweep]'")
+    import dask
+    from distributed import Client
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="20s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise RunError(f"no scheduler answers at {scheduler}: {' '.join(str(error).split())}") from None
+        with client:
+            known = client.scheduler_info(n_workers=-1)["workers"].values()
+            yield Cluster(client, int(any("GPU" in one["resources"] for one in known)), scheduler)
+        return
+
+    from distributed import LocalCluster
+
+    gpus = visible_gpus()
+    count = workers or (gpus or workers_that_fit(memory))
+    if gpus and count > gpus:
+        raise ConfigError(f"{count} workers for {gpus} GPUs; one run at a time is given a GPU: at most {gpus}")
+    settings = {"distributed.scheduler.allowed-failures": retries, "distributed.worker.daemon": False}
+    with (
+        tempfile.TemporaryDirectory(prefix="hpdval-dask-") as scratch,
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,  # jobs run in processes of their own, which it does not see
+            resources={"GPU": 1} if gpus else None,
+            dashboard_address="127.0.0.1:0" if find_spec("bokeh") else None,
+            local_directory=scratch,
+            death_timeout=LOST_SECONDS,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield Cluster(client, gpus, f"{count} on this machine")
+
+
+def worker_number() -> int:
+    """Return the number of the worker this job runs on, from 0; another worker's name counts as 0."""
+    from distributed import get_worker
+
+    name = str(get_worker().name)
+    return int(name) if name.isdigit() else 0
+
+
+def visible_gpus() -> int:
+    """Return how many CUDA devices this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def workers_that_fit(memory: float) -> int:
+    """Return how many jobs of ``memory`` GiB fit beside each other on this machine, at most one for each core."""
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
+    return max(1, min(int(CPU_COUNT), int(MEMORY_LIMIT / (memory * GIB))))

@@ -1,0 +1,218 @@
+"""Run a grid: skip what is finished, schedule the rest, and keep ``sweep.json`` true after every run.
+
+OUT/sweep.json      comparisons, and for each run its parameters, status, seconds and how it failed
+OUT/runs/NAME/      the folder of each run (see hpdval.notebook_runner)
+OUT/logs/NAME.log   what its notebook printed
+OUT/shared/         zero-shot and stage 1 that several runs share
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hpdval.comparisons import SWEEP
+from hpdval.errors import HpdvalError, RunError
+from hpdval.files import read_json, write_json
+from hpdval.notebook_runner import RECORD, is_done, run_notebook
+from hpdval.progress import progress
+from hpdval.sweep.cluster import MEMORY_GIB, open_cluster, worker_number
+from hpdval.sweep.grid import read_grid
+from hpdval.sweep.plan import Job, Plan, make_plan
+
+LOCK_WAIT = 3600  # seconds a run waits for another one's stage 1, or for what a dead worker left to end
+
+
+def sweep(
+    notebook: str | os.PathLike[str],
+    grid: str | os.PathLike[str],
+    *,
+    seeds: int = 3,
+    out: str | os.PathLike[str],
+    parameters: Mapping[str, Any] | None = None,
+    only: tuple[str, ...] = (),
+    scheduler: str | None = None,
+    workers: int | None = None,
+    retries: int = 3,
+    memory: float = MEMORY_GIB,
+    timeout: float | None = None,
+    command: str = "",
+    dry_run: bool = False,
+    show: bool = True,
+) -> Path:
+    """Run a notebook over a grid with seeds 0, 1, ... and return the folder, which ``hpdval report`` reads.
+
+    Runs that are finished (same notebook, parameters, data, weights and code) are skipped.  Interrupted, the same call
+    continues.
+
+    Args:
+        grid: a YAML file, or the name of one of this project's (``ablations``).
+        only: names of comparisons; empty for all.
+        scheduler: the address of a running dask scheduler whose workers see the same files; None works here.
+        workers, retries, memory: see :func:`hpdval.sweep.cluster.open_cluster`.
+        timeout: seconds for one run.
+        command: what the reader can type to repeat this.
+        dry_run: print what would be done, and do nothing.
+
+    Raises:
+        ConfigError: a grid or a parameter that cannot be used; nothing was started.
+        RunError: some runs failed: the others are finished, and each failure was printed.
+    """
+    folder = Path(out).expanduser().resolve()
+    plan = make_plan(notebook, read_grid(grid, only), seeds=seeds, parameters=parameters, shared=folder / "shared")
+    todo = [name for name, job in plan.jobs.items() if not is_done(plan.notebook, job.values, folder / "runs" / name)]
+    if dry_run:
+        print(describe(plan, todo))
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "sweep.lock", timeout=0):
+            record = _Record(folder, plan, todo, command)
+            if todo:
+                _run(plan, todo, record, folder, scheduler, workers, retries, memory, timeout, show)
+    except Timeout:
+        raise RunError(f"{folder} is in use by another sweep; wait for it or choose another folder") from None
+    failed = record.failures()
+    print(f"{len(plan.jobs) - len(failed)} of {len(plan.jobs)} runs are done in {folder}", flush=True)
+    if failed:
+        print("\n".join(failed), flush=True)
+        raise RunError(f"{len(failed)} of {len(plan.jobs)} runs failed; the same command tries them again")
+    return folder
+
+
+def _run(
+    plan: Plan,
+    todo: list[str],
+    record: _Record,
+    folder: Path,
+    scheduler: str | None,
+    workers: int | None,
+    retries: int,
+    memory: float,
+    timeout: float | None,
+    show: bool,
+) -> None:
+    where = {"notebook": str(plan.notebook), "folder": str(folder), "cwd": os.getcwd(), "timeout": timeout}
+    jobs = {name: {**where, "name": name, "values": dict(plan.jobs[name].values)} for name in todo}
+    needs = {name: plan.jobs[name].needs for name in todo}
+    with (
+        _terminated_as_interrupted(),
+        open_cluster(scheduler, workers=workers, retries=retries, memory=memory) as cluster,
+    ):
+        print(f"{len(todo)} of {len(plan.jobs)} runs to do; workers: {cluster.place}; dashboard: {cluster.dashboard}")
+        for name, outcome in progress(cluster.run(jobs, needs, run_job), "runs", total=len(todo), show=show):
+            record.ended(name, outcome)
+
+
+def run_job(job: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+    """Run one job on the worker this is called on, and return how it ended; what goes wrong is an outcome, too."""
+    os.chdir(job["cwd"])
+    folder, name = Path(job["folder"]), job["name"]
+    os.environ["HPDVAL_LOCK_WAIT"] = str(LOCK_WAIT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if gpus > 1:  # dask gives a GPU to one run at a time; which one goes by the worker
+        visible = os.environ.get("HPDVAL_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["HPDVAL_GPUS"] = visible = visible or ",".join(map(str, range(gpus)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[worker_number() % gpus]
+    started, target = time.monotonic(), folder / "runs" / name
+    (folder / "logs").mkdir(exist_ok=True)
+    problem: dict[str, Any] = {}
+    with open(folder / "logs" / f"{name}.log", "a", encoding="utf-8") as log, redirect_stdout(log):
+        try:
+            run_notebook(job["notebook"], job["values"], target, timeout=job["timeout"], replace_stale=True)
+        except HpdvalError as error:
+            problem = {"status": "failed", "error": str(error)}
+            print(error, flush=True)
+    if problem:
+        with suppress(HpdvalError):
+            kept = ("status", "error", "cell", "traceback")
+            problem |= {key: value for key, value in read_json(target / RECORD).items() if key in kept and value}
+    return {"status": "done", **problem, "seconds": round(time.monotonic() - started, 1)}
+
+
+class _Record:
+    """``sweep.json``, written anew after every run."""
+
+    def __init__(self, folder: Path, plan: Plan, todo: list[str], command: str) -> None:
+        self.folder, self.plan = folder, plan
+        before = read_json(folder / SWEEP)["runs"] if (folder / SWEEP).exists() else {}
+        self.runs = {name: self._entry(job, name in todo, before.get(name, {})) for name, job in plan.jobs.items()}
+        self.command = command
+        self.write()
+
+    @staticmethod
+    def _entry(job: Job, open_still: bool, before: Mapping[str, Any]) -> dict[str, Any]:
+        own = {key: value for key, value in asdict(job).items() if key != "name"}
+        return {**own, "status": "pending" if open_still else "done", "seconds": before.get("seconds")}
+
+    def ended(self, name: str, outcome: Mapping[str, Any]) -> None:
+        """Note how a run ended."""
+        self.runs[name] |= outcome
+        self.write()
+
+    def write(self) -> None:
+        """Write the file; it names runs and files below its own folder only, so the folder can be moved."""
+        plan = self.plan
+        about = {"title": plan.title, "command": self.command, "notebook": plan.notebook.name}
+        counted = {"seeds": list(plan.seeds), "comparisons": list(plan.comparisons), "runs": self.runs}
+        write_json(self.folder / SWEEP, {**about, **counted})
+
+    def failures(self) -> list[str]:
+        """Return the lines that describe each run that is not done: what it was, the cell, the end of the traceback."""
+        lines = []
+        for name, run in self.runs.items():
+            if run["status"] == "done":
+                continue
+            cell = f" in cell {run['cell']}" if run.get("cell") else ""
+            lines.append(f"{name} ({_settings(self.plan, name)}): {run['status']}{cell}: {run.get('error', '')}")
+            lines += [f"    {line}" for line in run.get("traceback") or []]
+        return lines
+
+
+def _settings(plan: Plan, name: str) -> str:
+    """Say for which settings a run is: ``alpha: 0.2; loss: bce``."""
+    found = [
+        f"{comparison['name']}: {cell['label']}"
+        for comparison in plan.comparisons
+        for cell in comparison["cells"]
+        if name in cell["runs"].values()
+    ]
+    return "; ".join(found)
+
+
+def describe(plan: Plan, todo: list[str]) -> str:
+    """Return what a sweep would do: each run with its settings, whether it is done, and whose stage 1 it takes."""
+    lines = [f"{plan.title}: {plan.notebook.stem}, seeds {', '.join(map(str, plan.seeds))}"]
+    for name, job in plan.jobs.items():
+        state = "to do" if name in todo else "done "
+        shares = f"  (stage 1 of {job.needs})" if job.needs else ""
+        lines.append(f"  {state}  {name}  {_settings(plan, name)}{shares}")
+    shared = sum(job.needs is not None for job in plan.jobs.values())
+    lines.append(f"{len(plan.jobs)} runs, {shared} on a stage 1 that another one makes; {len(todo)} to do")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a sweep as Ctrl-C does, with its workers; a thread that is not the main one cannot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
