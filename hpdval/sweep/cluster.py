@@ -22,8 +22,10 @@ Outcome = dict[str, Any]
 class Cluster:
     """Workers that run one job at a time each: some on this machine, or those of a scheduler elsewhere."""
 
-    def __init__(self, client: Any, gpus: int, place: str) -> None:
-        self.client, self.gpus, self.place = client, gpus, place
+    def __init__(self, client: Any, place: str, *, gpus: int, threads: int | None) -> None:
+        self.client, self.place = client, place
+        self.gpus = gpus  # of all workers; with any, each job is given one
+        self.threads = threads  # for one job; None leaves it to the worker's environment
 
     @property
     def dashboard(self) -> str:
@@ -32,9 +34,9 @@ class Cluster:
         return str(link) if link and find_spec("bokeh") else "none (pip install bokeh)"
 
     def run(
-        self, jobs: Mapping[str, Any], needs: Mapping[str, str | None], call: Callable[[Any, int], Outcome]
+        self, jobs: Mapping[str, Any], needs: Mapping[str, str | None], call: Callable[[Any, int, int | None], Outcome]
     ) -> Iterator[tuple[str, Outcome]]:
-        """Yield the outcome of ``call(job, gpus)`` for each job as it ends; a job starts after the one it needs.
+        """Yield the outcome of ``call(job, gpus, threads)`` for each job as it ends; each starts after the one it needs.
 
         A job whose worker dies is given to another one; one that took too many workers with it ends as ``killed``.
         The one that is needed may have failed: who needs it finds that out.
@@ -51,7 +53,8 @@ class Cluster:
             while ready and len(running) < self._slots():
                 name = ready.popleft()
                 resources = {"GPU": 1} if self.gpus else {}
-                future = self.client.submit(call, jobs[name], self.gpus, key=f"hpdval-{name}", resources=resources)
+                given = (jobs[name], self.gpus, self.threads)
+                future = self.client.submit(call, *given, key=f"hpdval-{name}", resources=resources)
                 running[future] = name
             try:
                 done = wait(list(running), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
@@ -93,12 +96,13 @@ def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, me
 
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="20s", set_as_default=False)
+            client = Client(scheduler, timeout="20s")
         except (OSError, ValueError) as error:
             raise RunError(f"no scheduler answers at {scheduler}: {' '.join(str(error).split())}") from None
         with client:
             known = client.scheduler_info(n_workers=-1)["workers"].values()
-            yield Cluster(client, int(any("GPU" in one["resources"] for one in known)), scheduler)
+            gpus = int(any("GPU" in one["resources"] for one in known))
+            yield Cluster(client, scheduler, gpus=gpus, threads=None)
         return
 
     from distributed import LocalCluster
@@ -122,9 +126,10 @@ def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, me
             death_timeout=LOST_SECONDS,
             silence_logs=logging.CRITICAL,
         ) as cluster,
-        Client(cluster, set_as_default=False) as client,
+        Client(cluster) as client,
     ):
-        yield Cluster(client, gpus, f"{count} on this machine")
+        threads = max(1, cores() // count)
+        yield Cluster(client, f"{count} on this machine, {threads} thread(s) each", gpus=gpus, threads=threads)
 
 
 def worker_number() -> int:
@@ -144,7 +149,13 @@ def visible_gpus() -> int:
 
 def workers_that_fit(memory: float) -> int:
     """Return how many jobs of ``memory`` GiB fit beside each other on this machine, at most one for each core."""
-    from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
-    return max(1, min(int(CPU_COUNT), int(MEMORY_LIMIT / (memory * GIB))))
+    return max(1, min(cores(), int(MEMORY_LIMIT / (memory * GIB))))
+
+
+def cores() -> int:
+    """Return the cores this process may use, as its control group and affinity allow."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)

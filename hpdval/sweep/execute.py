@@ -113,12 +113,13 @@ def _run(
             record.ended(name, outcome)
 
 
-def run_job(job: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+def run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str, Any]:
     """Run one job on the worker this is called on, and return how it ended; what goes wrong is an outcome, too."""
     os.chdir(job["cwd"])
     folder, name = Path(job["folder"]), job["name"]
     os.environ["HPDVAL_LOCK_WAIT"] = str(LOCK_WAIT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if gpus > 1:  # dask gives a GPU to one run at a time; which one goes by the worker
         visible = os.environ.get("HPDVAL_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["HPDVAL_GPUS"] = visible = visible or ",".join(map(str, range(gpus)))
