@@ -41,15 +41,15 @@ def scenes() -> Experiment:
 def scenes_small() -> Experiment:
     """Both stages on ``scenes-lt`` in under a minute on one core: the base of the ablations, of which there are many.
 
-    Command: ``make ablations``.  Result and time: reports/ablations.  As ``scenes``, with a quarter of the epochs of
-    stage 1; learning rate and epochs of stage 2 were chosen on a validation part (reports/selection.md): after a short
+    Command: ``make ablations``.  Result and time: reports/ablations.  As ``scenes``, with two of its twelve epochs
+    of stage 1; learning rate and epochs of stage 2 were chosen on a validation part (reports/selection.md): after a short
     stage 1 the larger rate of ``scenes`` leads away from a good start.
     """
     small = scenes()
     return replace(
         small,
         name="scenes-small",
-        stage1=replace(small.stage1, epochs=3),
+        stage1=replace(small.stage1, epochs=2),
         stage2=replace(small.stage2, epochs=4, lr=1e-3),
     )
 

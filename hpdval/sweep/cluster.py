@@ -36,7 +36,7 @@ class Cluster:
     def run(
         self, jobs: Mapping[str, Any], needs: Mapping[str, str | None], call: Callable[[Any, int, int | None], Outcome]
     ) -> Iterator[tuple[str, Outcome]]:
-        """Yield the outcome of ``call(job, gpus, threads)`` for each job as it ends; each starts after the one it needs.
+        """Yield the outcome of ``call(job, gpus, threads)`` for each job as it ends; it starts after the one it needs.
 
         A job whose worker dies is given to another one; one that took too many workers with it ends as ``killed``.
         The one that is needed may have failed: who needs it finds that out.

@@ -96,7 +96,10 @@ def make_plan(
         for question in grid.questions
     }
     planned = [run for runs in answers.values() for run in runs]
-    whole = {run.stage1: run for run in planned if run.experiment and run.experiment.stages == "sequence"}
+    whole: dict[str | None, _Run] = {}
+    for run in planned:
+        if run.experiment and run.experiment.stages == "sequence":
+            whole.setdefault(run.stage1, run)
     jobs: dict[str, Job] = {}
     makers: dict[str, str] = {}  # stage 1 -> the first job that makes it
     cells: dict[str, dict[str, dict[str, Any]]] = {question.name: {} for question in grid.questions}
