@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab bench nightly fix scenes-clip scenes-vit clean
+.PHONY: help setup demo ablations test lint lab bench nightly fix scenes-clip scenes-vit clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -29,6 +29,9 @@ $(READY): pyproject.toml
 
 demo: setup  ## the whole method on the embedded data, then one table (ARGS="--seed 1")
 	@$(BIN)/hpdval demo $(ARGS)
+
+ablations: setup  ## the paper's ablations with three seeds, and their report (ARGS="-p recipe=scenes" for the longer recipe)
+	@$(BIN)/hpdval sweep 05 --grid ablations --seeds 3 --out runs/ablations --report reports/ablations $(ARGS)
 
 test: export OMP_NUM_THREADS ?= 2
 test: export MPLBACKEND := Agg

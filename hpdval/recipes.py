@@ -41,8 +41,8 @@ def scenes() -> Experiment:
 def scenes_small() -> Experiment:
     """Both stages on ``scenes-lt`` in under a minute on one core: the base of the ablations, of which there are many.
 
-    Command: ``make ablations``.  Result and time: reports/ablations.  As ``scenes``, with two of its twelve epochs
-    of stage 1; learning rate and epochs of stage 2 were chosen on a validation part (reports/selection.md): after a short
+    Command: ``make ablations``.  Result and time: reports/ablations.  As ``scenes``, with two of its twelve epochs of
+    stage 1; learning rate and epochs of stage 2 were chosen on a validation part (reports/selection.md): after a short
     stage 1 the larger rate of ``scenes`` leads away from a good start.
     """
     small = scenes()

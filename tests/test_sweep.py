@@ -90,8 +90,7 @@ def test_one_numeric_name_makes_a_curve(notebook: Path, grid: Callable[..., Path
 
 
 def test_default_is_the_value_of_notebook_or_recipe_and_the_reference(grid: Callable[..., Path]) -> None:
-    comparisons = {"k": {"axis": "k", "vary": {"score.k": [0.5, "default", 1.0]}}, "m": {"vary": {"seed": ["default"]}}}
-    del comparisons["m"]
+    comparisons = {"k": {"axis": "k", "vary": {"score.k": [0.5, "default", 1.0]}}}
     plan = make_plan("05", read_grid(grid(base={"recipe": "scenes"}, comparisons=comparisons)), seeds=1)
     [comparison] = plan.comparisons
     assert [cell["label"] for cell in comparison["cells"]] == [text(32 / 196), "0.5", "1"]
@@ -220,7 +219,7 @@ def test_runs_failures_and_resuming(
     assert "6 of 6 runs to do; workers: 2 on this machine" in printed
     assert printed.count("failed in cell 4: ValueError: this setting cannot work") == 2
     assert "(names: broken)" in printed
-    assert "ValueError: this setting cannot work" in printed.split("(names: broken)")[1].splitlines()[-1]
+    assert "ValueError: this setting cannot work" in printed.splitlines()[-1]
     assert sorted(starts(out)) == ["a 0", "a 1", "b 0", "b 1", "broken 0", "broken 1"]
     assert sorted(statuses(out).values()) == ["done"] * 4 + ["failed"] * 2
 

@@ -81,10 +81,10 @@ def sweep(
                 _run(plan, todo, record, folder, scheduler, workers, retries, memory, timeout, show)
     except Timeout:
         raise RunError(f"{folder} is in use by another sweep; wait for it or choose another folder") from None
-    failed = record.failures()
+    failed = [name for name, run in record.runs.items() if run["status"] != "done"]
     print(f"{len(plan.jobs) - len(failed)} of {len(plan.jobs)} runs are done in {folder}", flush=True)
     if failed:
-        print("\n".join(failed), flush=True)
+        print("\n".join(record.failures(failed)), flush=True)
         raise RunError(f"{len(failed)} of {len(plan.jobs)} runs failed; the same command tries them again")
     return folder
 
@@ -167,12 +167,11 @@ class _Record:
         counted = {"seeds": list(plan.seeds), "comparisons": list(plan.comparisons), "runs": self.runs}
         write_json(self.folder / SWEEP, {**about, **counted})
 
-    def failures(self) -> list[str]:
-        """Return the lines that describe each run that is not done: what it was, the cell, the end of the traceback."""
+    def failures(self, names: list[str]) -> list[str]:
+        """Return the lines that describe failed runs: what each was, the cell, the end of the traceback."""
         lines = []
-        for name, run in self.runs.items():
-            if run["status"] == "done":
-                continue
+        for name in names:
+            run = self.runs[name]
             cell = f" in cell {run['cell']}" if run.get("cell") else ""
             lines.append(f"{name} ({_settings(self.plan, name)}): {run['status']}{cell}: {run.get('error', '')}")
             lines += [f"    {line}" for line in run.get("traceback") or []]

@@ -125,7 +125,8 @@ def _base(
         raise ConfigError(f"{source.name} has no parameter run_dir; it needs one to be told where its results go")
     if seeds > 1 and "seed" not in known:
         raise ConfigError(f"{source.name} has no parameter seed; sweep it with --seeds 1")
-    if taken := {"seed", "run_dir", "shared"} & {*base}:
+    tried = {name for question in grid.questions for setting in question.settings for name in setting.parameters}
+    if taken := {"seed", "run_dir", "shared"} & {*base, *tried}:
         raise ConfigError(f"{min(taken)} is set by the sweep itself; leave it out")
     if shared is not None and "shared" in known:  # what other code made is not shared
         base["shared"] = str(Path(shared).expanduser().resolve() / package_digest()[:8])
