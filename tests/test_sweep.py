@@ -140,6 +140,9 @@ def test_stage_1_alone_is_taken_from_a_run_of_both_stages(grid: Callable[..., Pa
         ({"comparisons": {"a": {"reference": "2", "vary": {"rate": [1]}}}}, "reference '2' is none of 1"),
         ({"comparisons": {"a": {"axis": "x", "vary": {"name": ["one"]}}}}, "its values must be numbers"),
         ({"comparisons": {"a": {"cells": {"x": {"rate": None}}}}}, "rate is None; it must be text"),
+        ({"grid": {"rate": [{"unless": {"name": "a"}}]}}, "has no 'value'"),
+        ({"grid": {"rate": [{"value": 1, "unless": {"mane": "a"}}]}}, "neither the notebook nor its recipe has 'mane'"),
+        ({"grid": {"rate": [{"value": 1, "unless": {"name": "a"}}]}}, "leaves out every setting"),
     ],
 )
 def test_a_grid_that_cannot_be_used(
@@ -189,6 +192,9 @@ def test_the_ablations_are_those_of_the_paper() -> None:
     assert values["alpha"] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert [round(float(k) * 196) for k in values["k"]] == [12, 48, 64, 196]  # 32 is the default
     assert values["contexts"] == ["2", "4", "8", "16", "32", "64"]
+    for other, last in (({}, "16"), ({"recipe": "hpdval", "dataset": "voc-lt"}, "64")):  # the small CLIP has 24 tokens
+        [contexts] = make_plan("05", read_grid("ablations", ("contexts",)), seeds=1, parameters=other).comparisons
+        assert contexts["cells"][-1]["label"] == last
     assert {"bce", "multilabel_soft_margin", "cb_focal", "asl", "db_star"} < set(values["loss"])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -127,7 +127,7 @@ def run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str,
     started, target = time.monotonic(), folder / "runs" / name
     (folder / "logs").mkdir(exist_ok=True)
     problem: dict[str, Any] = {}
-    with open(folder / "logs" / f"{name}.log", "a", encoding="utf-8") as log, redirect_stdout(log):
+    with open(folder / "logs" / f"{name}.log", "a", encoding="utf-8") as log, _all_output_to(log):
         try:
             run_notebook(job["notebook"], job["values"], target, timeout=job["timeout"], replace_stale=True)
         except HpdvalError as error:
@@ -138,6 +138,19 @@ def run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str,
             kept = ("status", "error", "cell", "traceback")
             problem |= {key: value for key, value in read_json(target / RECORD).items() if key in kept and value}
     return {"status": "done", **problem, "seconds": round(time.monotonic() - started, 1)}
+
+
+@contextmanager
+def _all_output_to(log: IO[str]) -> Iterator[None]:
+    """Send what this process prints there, and what processes that it starts write to standard error."""
+    kept = os.dup(2)
+    os.dup2(log.fileno(), 2)
+    try:
+        with redirect_stdout(log):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class _Record:

@@ -14,6 +14,7 @@
         vary: {score.alpha: [default, 0, 0.5, 1]}    # or `cells: {label: {parameters}}`
 
 ``default`` stands for the value that notebook and recipe have by themselves.  Names separated by blanks take one value.
+``{value: 64, unless: {clip: scenes}}`` leaves a value out where a parameter has the value named there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Setting:
     parameters: Parameters
     varied: tuple[str, ...] = ()
     method: str | None = None
+    unless: Parameters = field(default_factory=dict)  # left out where all of these hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,18 +146,29 @@ def _varied(vary: Any, where: str, method: str | None) -> list[Setting]:
     for names, values in _mapping(vary, f"{where}: vary").items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: {names} is {values!r}; give a list of values")
-        columns.append([(str(names).split(), value) for value in values])
+        columns.append([(str(names).split(), *_value(value, where)) for value in values])
     settings = []
     for combination in itertools.product(*columns):
-        changed = {name: v for names, v in combination if v != DEFAULT for name in names}
-        first = {names[0]: value for names, value in combination}
+        changed = {name: v for names, v, _ in combination if v != DEFAULT for name in names}
+        first = {names[0]: value for names, value, _ in combination}
+        unless = {name: value for *_, condition in combination for name, value in condition.items()}
         label = None
         if DEFAULT not in first.values():
             several = len(first) > 1
             label = ", ".join(f"{name} = {text(value)}" if several else text(value) for name, value in first.items())
         parameters = _parameters(changed, f"{where}: vary")
-        settings.append(Setting(label=label, parameters=parameters, varied=tuple(first), method=method))
+        settings.append(Setting(label=label, parameters=parameters, varied=tuple(first), method=method, unless=unless))
     return settings
+
+
+def _value(stated: Any, where: str) -> tuple[Any, Parameters]:
+    """Return a value, and the parameters under which it is left out."""
+    if not isinstance(stated, Mapping):
+        return stated, {}
+    own = _mapping(stated, f"{where}: vary", {"value", "unless"})
+    if "value" not in own:
+        raise ConfigError(f"{where}: {_short(stated)} has no 'value'")
+    return own["value"], _parameters(own.get("unless", {}), f"{where}: unless")
 
 
 def _cells(cells: Any, where: str, method: str | None) -> list[Setting]:

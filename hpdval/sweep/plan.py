@@ -141,10 +141,15 @@ def _runs(source: Path, question: Question, base: Mapping[str, Any], seed: int) 
         given = {**base, **setting.parameters, **({"seed": seed} if "seed" in known else {})}
         values = check_parameters(source, given)
         experiment = experiment_of(source, values)
-        own = ", ".join(text(_value(name, {**known, **values}, experiment)) for name in setting.varied)
+        merged = {**known, **values}
+        if setting.unless and all(text(_value(n, merged, experiment)) == text(v) for n, v in setting.unless.items()):
+            continue
+        own = ", ".join(text(_value(name, merged, experiment)) for name in setting.varied)
         label, default = setting.label or own, setting.label is None
         run = _Run(label=label, default=default, method=setting.method, values=values, experiment=experiment)
         found.setdefault((run.content, run.method), run)
+    if not found:
+        raise ConfigError(f"comparison {question.name} leaves out every setting")
     labels = [run.label for run in found.values()]
     if doubled := {label for label in labels if labels.count(label) > 1}:
         raise ConfigError(f"comparison {question.name} has several settings that read {min(doubled)!r}")
@@ -152,7 +157,11 @@ def _runs(source: Path, question: Question, base: Mapping[str, Any], seed: int) 
 
 
 def _value(name: str, values: Mapping[str, Any], experiment: Experiment | None) -> Any:
-    return values[name] if name in values or experiment is None else attrgetter(name)(experiment)
+    """What a parameter or a field of the recipe is; the notebook's empty parameters are the recipe's."""
+    try:
+        return attrgetter(name)(experiment) if experiment and values.get(name, "") == "" else values[name]
+    except (AttributeError, KeyError):
+        raise ConfigError(f"neither the notebook nor its recipe has {name!r}") from None
 
 
 def _is_stage1(run: _Run) -> bool:
