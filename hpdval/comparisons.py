@@ -83,6 +83,8 @@ def _comparison(folder: Path, one: Mapping[str, Any], runs: Mapping[str, Any], m
             else:
                 why = f": {runs[name]['error']}" if runs[name].get("error") else ""
                 missing.append(f"{one['name']}, {cell['label']}, seed {seed}: {runs[name]['status']}{why}")
+        if len(set(finished.values())) == 1:  # zero-shot, which all seeds share, is one run
+            finished = dict([*finished.items()][:1])
         cells.append(Cell(label=cell["label"], value=cell.get("value"), runs=finished))
     about = {name: one.get(name) or "" for name in ("title", "claim", "reference")}
     return Comparison(name=one["name"], axis=one.get("axis"), cells=tuple(cells), **about)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,25 @@ def test_results_may_be_read_out_with_another_alpha_and_k() -> None:
     assert (released.score.alpha, released.score.k) == (0.4, 32 / 196)
     assert released.evaluation_score == ScoreConfig(alpha=0.5, k=16 / 196, reading="released")
     assert get_recipe("paper").evaluation_score == get_recipe("paper").score
+
+
+def test_what_a_kind_of_run_depends_on() -> None:
+    base = get_recipe("hpdval")
+
+    def same(kind: str, **changed: Any) -> bool:
+        return get_recipe("hpdval", **changed).relevant_to(kind) == base.relevant_to(kind)
+
+    assert same("stage1", **{"stage2.lr": 1e-2, "stages": "stage1"})
+    assert not same("stage1", **{"stage1.lr": 1e-2})
+    assert not same("stage1", seed=1)
+    assert not same("stage1", **{"score.alpha": 0.5})
+    assert same("zero-shot", seed=1, normalise=False, **{"stage1.lr": 1e-2, "score.alpha": 0.5})
+    assert not same("zero-shot", template="a drawing of a {}.")
+    assert not same("zero-shot", readout="l2")
+    parts = [get_recipe("hpdval", val=0.2, seed=seed).relevant_to("zero-shot") for seed in (0, 1)]
+    assert parts[0] != parts[1], "the seed draws the validation part"
+    for kind in ("stage2", "joint"):
+        assert base.relevant_to(kind) == base
 
 
 @pytest.mark.parametrize("name", ["paper", "released", "hpdval"])

@@ -66,6 +66,24 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_recovered(tmp_path:
     start(tmp_path).close()
 
 
+def test_who_comes_second_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+        import time
+        from hpdval.run import Run
+        with Run({str(tmp_path)!r}, kind="test", config={{}}, inputs={{"data": "abc"}}) as run:
+            print("locked", flush=True)
+            time.sleep(1)
+            run.finish({{"total": 50.0}})
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "locked"
+    monkeypatch.setenv("HPDVAL_LOCK_WAIT", "60")
+    with start(tmp_path) as run:
+        assert run.finished, "it waited for the other one's result"
+    process.wait()
+
+
 def test_a_notebook_cell_that_is_run_again_takes_its_folder_over(tmp_path: Path) -> None:
     first = start(tmp_path, lr=1)
     first.log(stage="s", step=1)

@@ -142,6 +142,14 @@ def test_the_shipped_vit_is_a_student_of_the_shipped_clip() -> None:
     assert student.encode_image(images).patches.shape == clip.encode_image(images).patches.shape
 
 
+def test_the_labelled_vit_is_the_one_that_fits_the_clip(clip: Clip) -> None:
+    shipped = load_clip("scenes")
+    labelled, named = (make_student(shipped, student=name) for name in ("labelled", "scenes"))
+    assert labelled.fingerprint == named.fingerprint
+    with pytest.raises(ModelError, match="no-such-file"):  # ImageNet's, for any other
+        make_student(clip, student="labelled", student_weights="no-such-file.safetensors", projection="head")
+
+
 @pytest.mark.parametrize("name", ["resnet9000", "clips", "vit_base_patch16_224.nobody_in1k", ""])
 def test_unknown_students_are_refused(clip: Clip, name: str) -> None:
     with pytest.raises(ModelError) as caught:

@@ -565,6 +565,37 @@ def test_train_runs_the_stages_an_experiment_names(
     assert hpdval.train(colours, experiment, run=tmp_path, clip=clip, show=False) == runs
 
 
+def test_experiments_that_agree_in_stage_1_share_its_run(
+    tmp_path: Path, colours: Dataset, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(name: str, **overrides: Any) -> dict[str, Path]:
+        short = {"stage1.epochs": 1, "stage2.epochs": 1, **overrides}
+        return hpdval.train(
+            colours, recipe(**short), run=tmp_path / name, shared=tmp_path / "shared", clip=clip, show=False
+        )
+
+    first = train("first")
+    assert first["stage 1"].parent == first["zero-shot"].parent == tmp_path / "shared"
+    assert first["stage 2"].parent == tmp_path / "first"
+    for method in ("zero-shot", "stage 1"):
+        key = json.loads((first[method] / "manifest.json").read_text())["key"]
+        assert first[method].name == f"{method.replace(' ', '')}-{key[:12]}"
+    other_loss = train("loss", **{"stage1.loss.name": "bce"})
+    assert other_loss["stage 1"] != first["stage 1"]
+    other_seed = train("seed", seed=1)
+    assert other_seed["zero-shot"] == first["zero-shot"], "nothing random happens there"
+    assert other_seed["stage 1"] != first["stage 1"]
+
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr("hpdval.training.stage1._train", None)  # whoever trains stage 1 again fails
+        other = train("other", **{"stage2.lr": 1e-3})
+    assert other["stage 1"] == first["stage 1"]
+    alone = hpdval.train(colours, recipe(**{"stage1.epochs": 1, "stage2.epochs": 1, "stage2.lr": 1e-3}),
+                         run=tmp_path / "alone", clip=clip, show=False)  # fmt: skip
+    shared, own = (np.load(runs["stage 2"] / "predictions.npz")["scores"] for runs in (other, alone))
+    assert np.array_equal(shared, own), "sharing changes nothing"
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_updates_are_masked_until_the_losses_are_read(tmp_path: Path, precision: str) -> None:
     """On CUDA the losses are read every few updates: nothing that follows a bad one may reach the weights."""
