@@ -212,8 +212,9 @@ def true_ap(shift: float, prevalence: float) -> float:
 
 
 def coverage(
-    *, positives: int, classes: int, n_images: int = 1000, paired: bool = False, simulations: int, resamples: int = 200
-) -> float:
+    *, positives: int, classes: int, n_images: int = 1000, paired: bool = False, simulations: int, resamples: int = 200,
+    seeds: int = 1,
+) -> float:  # fmt: skip
     """Share of 95 % intervals that contain the true mAP (or difference of mAPs), in percent."""
     rng = np.random.default_rng(positives + classes)
     shifts, prevalence = np.linspace(1.0, 2.5, classes + 2)[1:-1], positives / n_images
@@ -221,8 +222,11 @@ def coverage(
     covered = 0
     for seed in range(simulations):
         targets = rng.random((n_images, classes)) < prevalence
-        shared, own_a, own_b = rng.normal(size=(3, n_images, classes))
-        a, b = (0.8 * shared + 0.6 * own + s * targets for own, s in ((own_a, shifts), (own_b, shifts - 0.3)))
+        shared, *own = rng.normal(size=(1 + 2 * seeds, n_images, classes))
+        a, b = (
+            [0.8 * shared + 0.6 * noise + s * targets for noise in noises]
+            for noises, s in ((own[:seeds], shifts), (own[seeds:], shifts - 0.3))
+        )
         arguments = (targets, [5] * classes)
         interval = (
             paired_bootstrap(a, b, *arguments, resamples=resamples, seed=seed)
@@ -259,3 +263,18 @@ def test_coverage_below_fifty_positives_is_tabulated(capsys: pytest.CaptureFixtu
         for positives, row in rows.items():
             print(positives, *(f"{share:.1f}" for share in row))
     assert rows[50] > [90.0] * 4
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("classes", "simulations"), [(1, 2000), (20, 300)])
+def test_coverage_of_three_seeds_is_tabulated(
+    classes: int, simulations: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"classes": classes, "simulations": simulations, "seeds": 3}
+    rows = {p: [coverage(positives=p, paired=paired, **options) for paired in (False, True)] for p in (10, 20, 50, 100)}
+    with capsys.disabled():
+        print(f"\nthree seeds, {classes} classes, positives: coverage in % of mAP and of its difference")
+        for positives, row in rows.items():
+            print(positives, *(f"{share:.1f}" for share in row))
+    error = 100 * math.sqrt(0.05 * 0.95 / simulations)
+    assert all(abs(share - 95) < 2 + 2 * error for p in (50, 100) for share in rows[p])

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from hpdval import tables
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import DataError, RunError
-from hpdval.metrics import evaluate
+from hpdval.metrics import apply_readout, evaluate, holm, permutation_test
 from hpdval.run import Run
 
 COUNTS = np.array([300, 150, 40, 5])
@@ -129,6 +129,49 @@ def test_size_table_finds_the_third_that_is_missed() -> None:
         tables.size_table({"x": values[:32]}, targets[:32] * 0, sizes[:32])
 
 
+# -- p-values ----------------------------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, Any] = {"resamples": 50, "permutations": 60}
+
+
+def test_significance_adds_p_values_to_the_differences() -> None:
+    before = [scores(1, 3), scores(1, 4)]
+    pairs = {f"gap {gap}": ([scores(1 + gap, 1), scores(1 + gap, 2)], before) for gap in (0, 0.3, 2)}
+    table = tables.significance_table(pairs, TARGETS, COUNTS, seed=5, **OPTIONS)
+    columns = ["comparison", "classes", "difference", "low", "high", "p", "p_holm", "seeds", "gain"]
+    assert list(table.columns) == columns
+    plain = tables.difference_table(pairs, TARGETS, COUNTS, seed=5, resamples=50)
+    pd.testing.assert_frame_equal(table.drop(columns=["p", "p_holm"]), plain)
+    for label, (after, before) in pairs.items():
+        p = permutation_test(after, before, TARGETS, COUNTS, seed=5, permutations=60)
+        assert table[table["comparison"] == label].set_index("classes")["p"].to_dict() == p
+
+
+def test_holm_runs_over_the_comparisons_of_the_same_classes() -> None:
+    pairs = {f"gap {gap}": (scores(1 + gap, 1), scores(1, 3)) for gap in (0, 0.3, 2)}
+    table = tables.significance_table(pairs, TARGETS, COUNTS, **OPTIONS)
+    for _, rows in table.groupby("classes"):
+        assert len(rows) == 3
+        np.testing.assert_array_equal(rows["p_holm"], holm(rows["p"]))
+    assert (table["p_holm"] > table["p"]).any()
+
+
+def test_a_group_without_classes_has_no_p_and_p_is_shown_with_four_digits() -> None:
+    pairs = {"a - b": (scores(3, 1), scores(1, 2)), "b - a": (scores(1, 2), scores(3, 1))}
+    table = tables.significance_table(pairs, TARGETS, np.array([300, 200, 150, 120]), **OPTIONS)
+    assert table.set_index("classes").loc["tail", ["p", "p_holm"]].isna().all(axis=None)
+    text = tables.formatted(table)
+    assert text["p"].tolist()[:4] == ["0.0164", "0.0164", "-", "-"]  # 1 / 61
+    assert text["p_holm"][0] == "0.0328"
+
+
+def test_softmax_reaches_interval_and_p() -> None:
+    pairs = {"a - b": (scores(3, 1), scores(2.8, 2))}
+    table = tables.significance_table(pairs, TARGETS, COUNTS, readout="softmax", **OPTIONS)
+    shares = {label: tuple(apply_readout(x, "softmax") for x in pair) for label, pair in pairs.items()}
+    pd.testing.assert_frame_equal(table, tables.significance_table(shares, TARGETS, COUNTS, **OPTIONS))
+
+
 # -- finished runs -----------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +191,19 @@ def test_tables_of_runs_equal_those_of_their_scores(tmp_path: Path) -> None:
     compared = tables.comparison_table({"a - b": (a, b)}, resamples=50)
     expected = tables.difference_table({"a - b": (sa, sb)}, TARGETS, COUNTS, resamples=50)
     pd.testing.assert_frame_equal(compared, expected)
+
+
+def test_significance_of_runs_equals_that_of_their_scores(tmp_path: Path) -> None:
+    """Holm's family are all comparisons, though each is read by itself; what differs is refused as elsewhere."""
+    a, b, c = (finished(tmp_path / f"{i}", scores(1 + i / 5, i)) for i in range(3))
+    found = tables.comparison_significance({"a - b": (a, b), "c - b": ([c], [b])}, **OPTIONS)
+    pairs = {"a - b": (scores(1, 0), scores(1.2, 1)), "c - b": (scores(1.4, 2), scores(1.2, 1))}
+    pd.testing.assert_frame_equal(found, tables.significance_table(pairs, TARGETS, COUNTS, **OPTIONS))
+    assert tables.formatted(found)["p"].str.len().min() == 6
+    with pytest.raises(RunError, match="differ in"):
+        tables.comparison_significance({"a - b": (a, finished(tmp_path / "l2", scores(1, 1), readout="l2"))})
+    with pytest.raises(RunError, match="no comparison was given"):
+        tables.comparison_significance({})
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

@@ -60,6 +60,26 @@ class Ranking(NamedTuple):
         with np.errstate(invalid="ignore"):
             return np.asarray((drawn * precision).sum(axis=0) / drawn.sum(axis=0, dtype=np.float64))
 
+    def split(self, first: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return AP(chosen) - AP(others) under each column of a choice of the images, 1 or 0, (N, R) -> (R,).
+
+        The same as ``weighted(first) - weighted(1 - first)`` for half the work, as counts of the others are what the
+        counts of the chosen leave; NaN where either has no positive.
+        """
+        if not self.positives.size:
+            return np.full(first.shape[1], math.nan)
+        predicted = np.add.reduceat(first[self.order], self.starts, axis=0).cumsum(axis=0)[self.stretch]  # (P, R)
+        drawn = first[self.positives]
+        hits = drawn.cumsum(axis=0)[self.last_tie]
+        all_hits, all_predicted = (n[:, None].astype(np.float32) for n in (self.true_positives, self.predicted))
+        chosen = np.divide(hits, np.maximum(predicted, 1), dtype=np.float64)
+        others = np.divide(all_hits - hits, np.maximum(all_predicted - predicted, 1), dtype=np.float64)
+        count = drawn.sum(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(
+                (drawn * chosen).sum(axis=0) / count - ((1 - drawn) * others).sum(axis=0) / (len(drawn) - count)
+            )
+
     def delete_one(self) -> NDArray[np.float64]:
         """Return the AP without each image in turn, (N,): one less among the predicted of every positive below it."""
         count = self.positives.size

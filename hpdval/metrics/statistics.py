@@ -128,12 +128,7 @@ def paired_bootstrap(
     >>> paired_bootstrap(3 * targets + noise, targets + noise, targets, [120, 10], resamples=200)["total"].gains
     True
     """
-    runs_a, labels = _runs(scores_a, targets, readout)
-    runs_b, _ = _runs(scores_b, targets, readout)
-    if len(runs_a) != len(runs_b) and 1 not in (len(runs_a), len(runs_b)):
-        raise ConfigError(
-            f"cannot pair {len(runs_a)} seeds of A with {len(runs_b)} of B; give as many, or one of either"
-        )
+    runs_a, runs_b, labels = paired_runs(scores_a, scores_b, targets, readout)
     return _intervals([runs_a, runs_b], labels, class_counts, resamples, seed, level)
 
 
@@ -166,6 +161,23 @@ def _runs(scores: Any, targets: ArrayLike, readout: str) -> tuple[list[Floats], 
     return [apply_readout(values, readout) for values, _ in pairs], pairs[0][1]
 
 
+def paired_runs(
+    scores_a: Scores, scores_b: Scores, targets: ArrayLike, readout: str
+) -> tuple[list[Floats], list[Floats], NDArray[np.bool_]]:
+    """Return the checked scores of A and of B, a (N, C) array for each seed, and the labels (N, C).
+
+    Raises:
+        ConfigError: unusable scores or targets, or numbers of seeds that cannot be paired.
+    """
+    runs_a, labels = _runs(scores_a, targets, readout)
+    runs_b, _ = _runs(scores_b, targets, readout)
+    if len(runs_a) != len(runs_b) and 1 not in (len(runs_a), len(runs_b)):
+        raise ConfigError(
+            f"cannot pair {len(runs_a)} seeds of A with {len(runs_b)} of B; give as many, or one of either"
+        )
+    return runs_a, runs_b, labels
+
+
 def _intervals(
     methods: list[list[Floats]], labels: NDArray[np.bool_], class_counts: Any, resamples: int, seed: int, level: float
 ) -> dict[str, Interval]:
@@ -180,12 +192,12 @@ def _intervals(
     left_out = [np.mean([[r.delete_one() for r in run] for run in runs], axis=0) for runs in rankings]  # (C, N)
     result = {}
     for group, classes in {"total": np.arange(n_classes), **class_groups(class_counts)}.items():
-        exact = [np.array([_mean(np.array([r.ap for r in run])[classes]) for run in runs]) for runs in rankings]
+        exact = [np.array([known_mean(np.array([r.ap for r in run])[classes]) for run in runs]) for runs in rankings]
         per_seed = _difference(exact)
         result[group] = _interval(
             per_seed,
-            _difference([_mean(values[classes]) for values in drawn]),
-            _difference([_mean(values[classes]) for values in left_out]),
+            _difference([known_mean(values[classes]) for values in drawn]),
+            _difference([known_mean(values[classes]) for values in left_out]),
             level,
         )
     return result
@@ -235,7 +247,7 @@ def _difference(values: Sequence[Floats]) -> Floats:
     return values[0] if len(values) == 1 else values[0] - values[1]
 
 
-def _mean(values: Floats) -> Floats:
+def known_mean(values: Floats) -> Floats:
     """Mean over the first axis of what is not NaN; NaN where nothing is left."""
     valid = ~np.isnan(values)
     with np.errstate(invalid="ignore"):

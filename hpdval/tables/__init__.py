@@ -2,7 +2,7 @@
 
 from hpdval.tables.protocols import per_class_comparison, protocol_table
 from hpdval.tables.published import PUBLISHED, published_per_class, published_results
-from hpdval.tables.runs import comparison_table, read_runs, results_table, stored_scores
+from hpdval.tables.runs import comparison_significance, comparison_table, read_runs, results_table, stored_scores
 from hpdval.tables.scores import (
     class_differences,
     difference_table,
@@ -12,12 +12,14 @@ from hpdval.tables.scores import (
     score_table,
 )
 from hpdval.tables.show import ShownTable, formatted, save_table, to_markdown
+from hpdval.tables.significance import significance_table
 from hpdval.tables.sizes import object_sizes, size_table
 
 __all__ = [
     "PUBLISHED",
     "ShownTable",
     "class_differences",
+    "comparison_significance",
     "comparison_table",
     "difference_table",
     "formatted",
@@ -33,6 +35,7 @@ __all__ = [
     "results_table",
     "save_table",
     "score_table",
+    "significance_table",
     "size_table",
     "stored_scores",
     "to_markdown",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from hpdval.errors import RunError
 from hpdval.metrics.protocol import SELECTED_ON_TEST, selection_rule
 from hpdval.run import read_predictions, read_result
 from hpdval.tables.scores import difference_table, score_table
+from hpdval.tables.significance import significance_table, with_holm
 
 Folder = str | os.PathLike[str]
+Pairs = Mapping[str, tuple[Folder | Sequence[Folder], Folder | Sequence[Folder]]]
 
 
 def read_runs(folders: Folder | Sequence[Folder]) -> dict[str, Any]:
@@ -91,9 +93,7 @@ def _with_footnote(table: pd.DataFrame, runs: Iterable[Mapping[str, Any]]) -> pd
     return table
 
 
-def comparison_table(
-    pairs: Mapping[str, tuple[Folder | Sequence[Folder], Folder | Sequence[Folder]]], **options: Any
-) -> pd.DataFrame:
+def comparison_table(pairs: Pairs, **options: Any) -> pd.DataFrame:
     """Return :func:`difference_table` of finished runs, paired over the same test images and, in order, over seeds.
 
     Args:
@@ -102,11 +102,35 @@ def comparison_table(
     Raises:
         RunError: a run is unfinished, damaged, or not comparable with the others.
     """
+    table, runs = _compared(difference_table, pairs, options)
+    return _with_footnote(table, runs)
+
+
+def comparison_significance(pairs: Pairs, **options: Any) -> pd.DataFrame:
+    """Return :func:`significance_table` of finished runs; Holm's families are the comparisons in ``pairs``.
+
+    Args:
+        pairs: label -> (after, before), each a folder, or one for each seed.
+        options: of :func:`significance_table`.
+
+    Raises:
+        RunError: a run is unfinished, damaged, or not comparable with the others.
+    """
+    table, runs = _compared(significance_table, pairs, options)
+    return _with_footnote(with_holm(table), runs)
+
+
+def _compared(
+    table_of: Callable[..., pd.DataFrame], pairs: Pairs, options: Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Return the tables of all pairs as one, labels marked, and the runs that were read."""
+    if not pairs:
+        raise RunError("no comparison was given; give label -> (runs after, runs before)")
     tables, runs = [], []
     for label, (after, before) in pairs.items():
         a, b = read_runs(after), read_runs(before)
         _same(a, b)
         chosen, marked = {"readout": a["readout"], **options}, f"{label}{_mark(a, b)}"
-        tables.append(difference_table({marked: (a["scores"], b["scores"])}, a["targets"], a["class_counts"], **chosen))
+        tables.append(table_of({marked: (a["scores"], b["scores"])}, a["targets"], a["class_counts"], **chosen))
         runs += [a, b]
-    return _with_footnote(pd.concat(tables, ignore_index=True), runs)
+    return pd.concat(tables, ignore_index=True), runs

@@ -30,7 +30,8 @@ def group_names(class_counts: Sequence[int] | np.ndarray) -> list[str]:
     return list(names)
 
 
-def _listed(scores: Scores) -> list[np.ndarray]:
+def listed(scores: Scores) -> list[np.ndarray]:
+    """Return the scores (N, C) of each seed."""
     return [scores] if isinstance(scores, np.ndarray) and scores.ndim == 2 else list(scores)
 
 
@@ -52,7 +53,7 @@ def score_table(
     """
     rows: dict[str, dict[str, float]] = {}
     for label, given in scores.items():
-        results = [evaluate(values, targets, class_counts, readout=readout) for values in _listed(given)]
+        results = [evaluate(values, targets, class_counts, readout=readout) for values in listed(given)]
         numbers = np.array([[getattr(result, name) for name in COLUMNS] for result in results])
         chance = np.where(np.isnan(results[0].per_class), np.nan, results[0].chance)
         rows.setdefault("chance", {"total": results[0].chance_total, **_group_means(chance, class_counts)})
@@ -86,7 +87,7 @@ def difference_table(
     """
     rows = []
     for label, (after, before) in pairs.items():
-        intervals = paired_bootstrap(_listed(after), _listed(before), targets, class_counts, **options)
+        intervals = paired_bootstrap(listed(after), listed(before), targets, class_counts, **options)
         for name, interval in intervals.items():
             worse = interval.high < 0 and all(value < 0 for value in interval.per_seed)
             verdict = "yes" if interval.gains else "loss" if worse else "open"

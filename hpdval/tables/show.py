@@ -16,10 +16,13 @@ Folder = str | os.PathLike[str]
 
 
 def formatted(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """Return the table as text: numbers with ``digits``, "-" for NaN, and ``total sd`` in brackets behind ``total``."""
-    text = pd.DataFrame(index=table.index)
+    """Return the table as text: numbers with ``digits``, "-" for NaN, and ``total sd`` in brackets behind ``total``.
+
+    ``table.attrs["digits"]``, column -> digits, has precedence: a p-value needs more than a percentage.
+    """
+    text, own = pd.DataFrame(index=table.index), table.attrs.get("digits", {})
     for name in table.columns:
-        values = [_cell(value, digits) for value in table[name]]
+        values = [_cell(value, own.get(name, digits)) for value in table[name]]
         owner = str(name).removesuffix(" sd")
         if owner != name and owner in text:
             text[owner] = [f"{a} ({b})" if b != "-" else a for a, b in zip(text[owner], values, strict=True)]
