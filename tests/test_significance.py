@@ -325,10 +325,10 @@ def test_without_ranks_scales_would_decide(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("positives", "classes", "seeds", "simulations"),
     [
-        *((positives, 1, 1, 4000) for positives in (10, 20, 50, 100)),
-        *((positives, 20, 1, 600) for positives in (10, 50)),
-        *((positives, 1, 3, 2000) for positives in (10, 50)),
-        (50, 20, 3, 300),
+        *((positives, 1, 1, 1000) for positives in (10, 20, 50, 100)),
+        *((positives, 20, 1, 200) for positives in (10, 50)),
+        *((positives, 1, 3, 1000) for positives in (10, 50)),
+        (50, 20, 3, 100),
     ],
 )
 def test_error_and_power_at_length(
@@ -352,7 +352,7 @@ def test_error_and_power_at_length(
 @pytest.mark.nightly
 def test_without_ranks_at_length(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(permutation_test.__globals__, "_ranks", lambda values, first: values)
-    null, ahead = (found(positives=50, classes=1, simulations=4000, lead=lead)[0] for lead in (0.0, 0.3))
+    null, ahead = (found(positives=50, classes=1, simulations=500, lead=lead)[0] for lead in (0.0, 0.3))
     with capsys.disabled():
         print(f"\nexchanged without ranks, 50 positives: no difference {null:.1f}, A ahead {ahead:.1f} % found")
     assert null < 2

@@ -266,7 +266,7 @@ def test_coverage_below_fifty_positives_is_tabulated(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("classes", "simulations"), [(1, 2000), (20, 300)])
+@pytest.mark.parametrize(("classes", "simulations"), [(1, 500), (20, 100)])
 def test_coverage_of_three_seeds_is_tabulated(
     classes: int, simulations: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
