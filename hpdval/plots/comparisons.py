@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hpdval.groups import GROUPS
 from hpdval.metrics import Interval
@@ -30,7 +30,7 @@ from hpdval.plots.style import (
 )
 
 WIDE = 20  # the factor from which a setting's values stand on a logarithmic axis
-NAMED = 40  # so many class names stand side by side on a page; of more, the outermost are named
+OUTERMOST = 20  # of more classes than stand side by side, so many at either end are drawn one by one
 
 
 @styled
@@ -66,12 +66,14 @@ def sensitivity(
         if reference is not None:
             panel.axvline(reference, color="#777777", ls=":", lw=1.2)
         panel.set_title(name)
+        panel.set_xlabel(" ")
         panel.grid(axis="y")
         panel.yaxis.set_major_locator(MaxNLocator(5))
         _value_axis(panel, x)
     _equal_spans(panels)
     panels[0].set_ylabel("mAP, percent")
-    figure.supxlabel(plain(axis, 80), fontsize=9)
+    # below the first panel, over the width of all: a label of the figure would lie under its legend
+    panels[0].set_xlabel(plain(axis, 80), loc="left").set_in_layout(False)
     figure.suptitle(plain(title, 110), fontsize=10, fontweight="bold", x=0.01, ha="left")
     handles: list[Any] = [
         panels[0].plot([], [], color=INK, marker="D", ms=4, lw=1.6, label="mean over seeds")[0],
@@ -89,14 +91,15 @@ def _value_axis(panel: Any, x: np.ndarray) -> None:
     if logarithmic:
         panel.set_xscale("log")
     places = np.log(x) if logarithmic else x
-    gap = (places.max() - places.min()) / 5 if len(x) > 1 else 0.0
+    inches = 1.35 * (places - places.min()) / (np.ptp(places) or 1.0)
     shown: list[int] = []
     for i in range(len(x)):
-        if not shown or places[i] - places[shown[-1]] >= gap:
+        widths = [0.06 * len(f"{x[k]:g}") for k in (i, *shown[-1:])]
+        if not shown or inches[i] - inches[shown[-1]] >= sum(widths) / 2 + 0.06:
             shown.append(i)
     panel.set_xticks(x[shown])
+    panel.set_xticks([], minor=True)
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.tick_params(axis="x", labelsize=7)
 
 
@@ -117,6 +120,8 @@ def gain_waterfall(
 ) -> Chart:
     """Draw how the gain in mAP adds up: each class, largest gain first, adds its own gain divided by the classes.
 
+    Of more than 41 classes the 20 at either end are drawn one by one, those between as one.
+
     Args:
         class_counts: (C,) training positives, which decide the groups.
         gains: (C,) differences of AP in points; NaN for a class without test positives, which is left out.
@@ -124,29 +129,32 @@ def gain_waterfall(
     known = np.flatnonzero(~np.isnan(gains))
     order = known[np.argsort(-gains[known], kind="stable")]
     steps = gains[order] / max(len(order), 1)
-    ends = np.cumsum(steps)
+    colours, names = group_colours(class_counts), [plain(name, 18) for name in classes]
+    looks = [(names[c], colours[c]) for c in order]
+    if len(order) > 2 * OUTERMOST + 1:
+        inner = slice(OUTERMOST, -OUTERMOST)
+        steps = np.concatenate([steps[:OUTERMOST], [steps[inner].sum()], steps[-OUTERMOST:]])
+        looks[inner] = [(f"{len(order) - 2 * OUTERMOST} others", FAINT)]
+    ends, places = np.cumsum(steps), np.arange(len(steps))
+    total = float(ends[-1]) if len(ends) else 0.0
     figure = new_chart(PAGE, 3.3)
     axes = figure.subplots()
-    colours, total = group_colours(class_counts), float(ends[-1]) if len(ends) else 0.0
-    places = np.arange(len(order))
-    axes.bar(places, steps, 0.78, bottom=ends - steps, color=[colours[c] for c in order])
+    axes.bar(places, steps, 0.78, bottom=ends - steps, color=[colour for _, colour in looks])
     axes.hlines(ends, places - 0.39, places + 1.39, color=FAINT, lw=0.7, zorder=1)
-    axes.bar(len(order), total, 0.78, color=INK)
-    below = total < 0
-    where: Any = {"textcoords": "offset points", "ha": "center", "va": "top" if below else "bottom", "fontsize": 8}
-    axes.annotate(f"{total:+.2f}", (len(order), total), (0, -2 if below else 2), **where)
+    axes.bar(len(steps), total, 0.78, color=INK)
+    where: Any = {"textcoords": "offset points", "ha": "center", "va": "top" if total < 0 else "bottom", "fontsize": 8}
+    axes.annotate(f"{total:+.2f}", (len(steps), total), (0, -2 if total < 0 else 2), **where)
     axes.axhline(0, color=INK, lw=0.8)
-    shown = [*range(len(order))]
-    if len(order) > NAMED:
-        shown = [i for i in shown if i < NAMED // 2 - 1 or i > len(order) - NAMED // 2]
-    names = [plain(classes[order[i]], 18) for i in shown]
-    axes.set_xticks([*shown, len(order)], [*names, "mAP"], rotation=90 if len(order) > 25 else 55)
+    axes.set_xticks(
+        range(len(steps) + 1), [*(name for name, _ in looks), "mAP"], rotation=90 if len(steps) > 25 else 55
+    )
     axes.tick_params(axis="x", labelsize=7, length=0)
-    if len(order) <= 25:
+    if len(steps) <= 25:
         for text in axes.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    axes.set_xlim(-0.7, len(order) + 0.7)
-    axes.margins(y=0.12)
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    axes.set_ylim(low - 0.12 * (high - low) * (low < 0), high + 0.12 * (high - low or 1.0))
+    axes.set_xlim(-0.7, len(steps) + 0.7)
     axes.grid(axis="y")
     axes.set_ylabel("gain in mAP so far, points")
     axes.set_title(plain(title, 110))
@@ -170,17 +178,18 @@ def class_ranks(ranks: pd.DataFrame, *, title: str = "Mean rank over classes") -
     axes.scatter(means, rows, s=28, color=INK, zorder=3)
     for row, value in zip(rows, means, strict=True):
         axes.annotate(f"{value:.2f}", (value, row), (6, 0), textcoords="offset points", va="center", fontsize=7)
-    step = 0.035
+    count = max(len(labels), 2)
+    step = 0.035 * (count - 1)
     for i, group in enumerate(cliques):
         first, last = labels.index(group[0]), labels.index(group[-1])
-        where = 1.02 + step * i
-        bar: Any = {"color": "#0072B2", "lw": 3.5, "solid_capstyle": "butt", "clip_on": False}
-        axes.plot([where] * 2, [first - 0.25, last + 0.25], transform=axes.get_yaxis_transform(), **bar)
+        where = count + step * (4 + i)
+        bar: Any = {"color": "#0072B2", "lw": 3.5, "solid_capstyle": "butt"}
+        axes.plot([where] * 2, [first - 0.25, last + 0.25], **bar)
     axes.set_yticks(rows, [plain(label, 44) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(1, max(len(labels), 2) + 0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(1, count + step * (4 + len(cliques)))
+    axes.set_xticks(range(1, count + 1))
     axes.set_xlabel("mean rank of the class's AP (1 is best)" + "; bars join what does not differ" * bool(cliques))
     axes.grid(axis="x")
     axes.set_title(plain(title, 100))

@@ -157,7 +157,13 @@ def group_bars(
         axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", ecolor=INK, lw=1.0, capsize=2.5)
         for position, value, limit in zip(x, middle, high, strict=True):
             at = (position, max(value, limit))
-            style: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "rotation": upright}
+            style: Any = {
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 7,
+                "rotation": upright,
+                "va": "bottom",
+            }
             axes.annotate(f"{value:.1f}", at, (0, 2), **style)
     if chance is not None:
         for place, name in enumerate(columns):
@@ -166,7 +172,7 @@ def group_bars(
         handles.append(line)
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(0, min(105.0, 1.2 * axes.dataLim.y1))
+    axes.set_ylim(0, min(118.0 if upright else 105.0, (1.3 if upright else 1.2) * axes.dataLim.y1))
     axes.grid(axis="y")
     axes.set_ylabel("mAP, percent")
     titled(axes, title, PAGE)

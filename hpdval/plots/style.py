@@ -108,18 +108,20 @@ def titled(axes: Axes, title: str, width: float) -> None:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], *, title: str | None = None) -> None:
-    """Put a legend below the axes, in as many columns as fit the width of the figure."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = int(figure.get_figwidth() / (0.45 + 0.068 * longest))
-    figure.legend(
-        handles=list(handles),
-        loc="outside lower center",
-        ncols=min(len(handles), max(1, columns)),
-        columnspacing=1.2,
-        handletextpad=0.5,
-        title=title,
-        title_fontsize=7,
-    )
+    """Put a legend below the axes, in as many columns as fit; rows after the first make the figure taller."""
+    widths = [0.4 + 0.066 * len(str(handle.get_label()).replace("\\", "")) for handle in handles]  # inches, at 8 points
+    columns = next(n for n in range(len(handles), 0, -1) if n == 1 or _across(widths, n) <= figure.get_figwidth())
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * (rows - 1))
+    options: Any = {"title": title, "title_fontsize": 7, "columnspacing": 1.2, "handletextpad": 0.5}
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, **options)
+
+
+def _across(widths: Sequence[float], columns: int) -> float:
+    """Return the width of a legend, which matplotlib fills column by column, the longer ones first."""
+    rows, longer = divmod(len(widths), columns)
+    ends = [(c + 1) * rows + min(c + 1, longer) for c in range(columns)]
+    return sum(max(widths[first:end], default=0.0) for first, end in zip([0, *ends], ends, strict=False))
 
 
 def tick_size(count: int) -> float:

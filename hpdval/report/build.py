@@ -74,7 +74,7 @@ def build_report(
             analyses.append(analyse(comparison, statistics))
             if show:
                 seconds, cells = time.monotonic() - began, len(comparison.cells)
-                print(f"{i}/{count} {comparison.name}: {cells} settings, {seconds:.0f} s", flush=True)
+                print(f"{i}/{count} {comparison.name}: {cells} setting{'s' * (cells > 1)}, {seconds:.0f} s", flush=True)
     document = _document(gathered, analyses, title, resamples=resamples, permutations=permutations)
     files = _files(document, figures)
     about = {"title": document.title, "resamples": resamples, "permutations": permutations, "figures": list(figures)}

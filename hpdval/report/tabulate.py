@@ -77,12 +77,11 @@ def _number(value: float | None) -> float:
 
 
 def _score(mean: float, *more: float) -> str:
-    """Return "52.04 (0.25) [50.90, 53.20]", without what is not known."""
+    """Return "52.04 (0.25) [50.90, 53.20]" on two lines, without what is not known."""
     *spread, low, high = more
-    parts = [f"{mean:.2f}"] if not math.isnan(mean) else ["-"]
-    parts += [f"({one:.2f})" for one in spread if not math.isnan(one)]
-    parts += [f"[{low:.2f}, {high:.2f}]"] if not math.isnan(low) else []
-    return " ".join(parts)
+    shown = "-" if math.isnan(mean) else f"{mean:.2f}"
+    shown += "".join(f" ({one:.2f})" for one in spread if not math.isnan(one))
+    return shown if math.isnan(low) else f"{shown}\n[{low:.2f}, {high:.2f}]"
 
 
 def _scores_tex(analysis: Analysis, frame: pd.DataFrame) -> str:
@@ -159,7 +158,7 @@ def _difference(row: Mapping[str, float]) -> str:
     if math.isnan(row["difference"]):
         return "-"
     verdict = {"yes": ", gain", "loss": ", loss"}.get(str(row["gain"]), "")
-    return f"{row['difference']:+.2f} [{row['low']:.2f}, {row['high']:.2f}], p {row['p_holm']:.4f}{verdict}"
+    return f"{row['difference']:+.2f}\n[{row['low']:.2f}, {row['high']:.2f}]\np {row['p_holm']:.4f}{verdict}"
 
 
 def _difference_tex(row: Mapping[str, float]) -> str:
@@ -207,7 +206,7 @@ def summary_table(analyses: Sequence[Analysis]) -> Table:
         rows.append([*names[:2], total, names[2], *numbers, str(row.get("gain", "-")), len(one.cells)])
         text = _difference(row) if row else "-"
         shown.append([*names[:2], "-" if math.isnan(total) else f"{total:.2f}", names[2], text, str(len(one.cells))])
-    columns = ["comparison", "reference", "total of it", "best other", "difference", "low", "high", "p_holm", "gain"]
+    columns = ["comparison", "reference", "its total", "best other", "difference", "low", "high", "p_holm", "gain"]
     return Table(
         name="summary",
         caption="Of each comparison the reference, its total mAP in percent, and the difference of the best other "
