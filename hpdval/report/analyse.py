@@ -23,8 +23,15 @@ from hpdval.metrics import Evaluation, Interval, Protocol, bootstrap, evaluate, 
 from hpdval.metrics.protocol import SELECTED_ON_TEST
 from hpdval.report.gather import ZERO_SHOT
 from hpdval.run import read_result
-from hpdval.tables import group_names, rank_table, read_runs, refuse_other_images, score_table
-from hpdval.tables.significance import significance_table, with_holm
+from hpdval.tables import (
+    group_names,
+    rank_table,
+    read_runs,
+    refuse_other_images,
+    score_table,
+    significance_table,
+    with_holm,
+)
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from hpdval.assets import asset_path
 from hpdval.report.document import Document, Table
 from hpdval.tables import to_markdown
 
@@ -19,7 +19,7 @@ def html_page(document: Document, drawings: Mapping[str, bytes]) -> str:
     Args:
         drawings: the SVG of each picture by its name.
     """
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    template = asset_path("report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     images = {name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in drawings.items()}
     return page.render(document=document, images=images) + "\n"
