@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hpdval.errors import ConfigError, RunError
 from hpdval.files import write_json
 from hpdval.metrics import bootstrap, evaluate, holm, paired_bootstrap, permutation_test
 from hpdval.report import build_report
+from hpdval.report.analyse import Statistics, analyse
 from hpdval.report.gather import compare_runs, gather
 from hpdval.report.latex import escape, highlighted, latex_table
 from hpdval.run import Run, read_predictions
@@ -172,6 +174,25 @@ def test_differences_are_paired_and_their_p_values_adjusted_within_the_compariso
     assert total["p_holm"].tolist() == pytest.approx(holm(p), abs=1e-5)
     assert total.loc["+ stage 2", "difference"] == pytest.approx(expected.estimate, abs=1e-5)
     assert total.loc["+ stage 2", "low"] == pytest.approx(expected.low, abs=1e-5)
+
+
+def test_a_run_that_stands_for_two_settings_is_computed_once(runs: Path) -> None:
+    asked: list[int] = []
+
+    def counted(function: Any, items: Any) -> Any:
+        asked.append(len(items))
+        return map(function, items)
+
+    statistics = Statistics(resamples=10, permutations=9, mapped=counted)
+    losses, parts = gather([runs]).comparisons[1:]
+    twice = replace(losses, cells=(*losses.cells, replace(losses.cells[0], label="BCE again")))
+    first = analyse(twice, statistics)
+    assert asked == [3, 3], "three settings, and three differences to the reference"
+    analyse(parts, statistics)
+    assert asked == [3, 3, 1, 2], "of + stage 1 and + stage 2 the intervals are known"
+    again = first.differences.set_index("comparison").loc["BCE again"]
+    assert set(again["difference"]) == {0.0}
+    assert first.intervals["BCE again"] == first.intervals["BCE & <i>co</i>"]
 
 
 def test_more_processes_give_the_same_bytes(runs: Path, report: Path, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def class_ranks(ranks: pd.DataFrame, *, title: str = "Mean rank over classes") -
     axes = figure.subplots()
     rows = np.arange(len(labels))
     axes.hlines(rows, 1, means, color=FAINT, lw=1.0, zorder=1)
-    axes.scatter(means, rows, s=28, color=INK, zorder=3)
+    axes.scatter(means, rows, s=28, color=INK, zorder=3, clip_on=False)
     for row, value in zip(rows, means, strict=True):
         axes.annotate(f"{value:.2f}", (value, row), (6, 0), textcoords="offset points", va="center", fontsize=7)
     count = max(len(labels), 2)

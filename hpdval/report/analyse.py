@@ -101,23 +101,25 @@ class Statistics:
 
     def intervals(self, cells: Sequence[Measured], *common: Any) -> list[dict[str, Interval]]:
         """Return the bootstrap intervals of each setting; ``common`` is (targets, class counts, read-out)."""
-        return self._computed(_bootstrap, {_key(one): one.scores for one in cells}, *common)
+        return self._computed(_bootstrap, [(_key(one), one.scores) for one in cells], *common)
 
     def differences(self, pairs: Sequence[tuple[Measured, Measured]], *common: Any) -> list[pd.DataFrame]:
         """Return the significance table of each pair (after, before), on its own."""
-        wanted = {}
+        wanted = []
         for after, before in pairs:
             found = zip((after, before), common_seeds(after, before), strict=True)
-            wanted[_key(after), _key(before)] = tuple([one.scores[i] for i in places] for one, places in found)
+            wanted.append(
+                ((_key(after), _key(before)), tuple([one.scores[i] for i in places] for one, places in found))
+            )
         return self._computed(_difference, wanted, *common)
 
-    def _computed(self, function: Callable[..., Any], wanted: Mapping[Any, Any], *common: Any) -> list[Any]:
+    def _computed(self, function: Callable[..., Any], wanted: Sequence[tuple[Any, Any]], *common: Any) -> list[Any]:
         targets, class_counts, readout = common
-        keys = {(function.__name__, key, readout): data for key, data in wanted.items()}
-        new = [key for key in keys if key not in self._known]
+        keys = [(function.__name__, key, readout) for key, _ in wanted]
+        new = {key: data for key, (_, data) in zip(keys, wanted, strict=True) if key not in self._known}
         options = {"resamples": self.resamples, "permutations": self.permutations, "readout": readout}
         task = partial(function, targets=targets, class_counts=class_counts, **options)
-        self._known |= zip(new, self._map(task, [keys[key] for key in new]), strict=True)
+        self._known |= zip(new, self._map(task, list(new.values())), strict=True)
         return [self._known[key] for key in keys]
 
 

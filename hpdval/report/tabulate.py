@@ -158,7 +158,7 @@ def _difference(row: Mapping[str, float]) -> str:
     if math.isnan(row["difference"]):
         return "-"
     verdict = {"yes": ", gain", "loss": ", loss"}.get(str(row["gain"]), "")
-    return f"{row['difference']:+.2f}\n[{row['low']:.2f}, {row['high']:.2f}]\np {row['p_holm']:.4f}{verdict}"
+    return f"{row['difference']:+.2f}\n[{row['low']:.2f}, {row['high']:.2f}],\np {row['p_holm']:.4f}{verdict}"
 
 
 def _difference_tex(row: Mapping[str, float]) -> str:
@@ -175,9 +175,9 @@ def _ranks(analysis: Analysis) -> Table:
     shown = pd.DataFrame({"setting": ranks["setting"], "mean rank": [f"{rank:.2f}" for rank in ranks["mean rank"]]})
     shown["not told apart"] = ranks["not told apart"]
     friedman = ranks.attrs["friedman"]
-    first = "" if math.isnan(friedman) else f"Friedman's test p = {friedman:.4f}; "
+    first = "" if math.isnan(friedman) else f"Friedman's test: p = {friedman:.4f}. "
     caption = (
-        f"{analysis.comparison.title}: mean rank of each setting over the classes (1 is best). {first}settings that "
+        f"{analysis.comparison.title}: mean rank of each setting over the classes (1 is best). {first}Settings that "
         "share a number are not told apart by Wilcoxon's signed-rank test over classes, Holm-adjusted, at 5 %. "
         "Classes share images, so this describes how even a difference is."
     )
