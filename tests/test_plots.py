@@ -178,6 +178,9 @@ def test_sensitivity_draws_means_and_bands_in_order_of_the_setting() -> None:
     spans = {round(float(np.ptp(axes.get_ylim())), 6) for axes in figure.axes}
     assert len(spans) == 1, "panels span equally many points"
     assert plots.sensitivity([0, 0.5], found, axis="alpha").axes[0].get_xscale() == "linear"
+    axes = plots.sensitivity([0, 0.1, 10], [*found, found[0]], axis="weight").axes[0]
+    assert axes.get_xscale() == "symlog"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]
 
 
 def test_the_waterfall_ends_at_the_gain_in_map() -> None:

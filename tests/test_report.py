@@ -116,7 +116,7 @@ def test_a_sweep_is_reported_as_it_was_recorded(runs: Path) -> None:
     found = gather([runs])
     assert found.title == "Ablations <1>"
     assert found.commands == ("hpdval sweep x",)
-    assert [one.name for one in found.comparisons] == ["alpha", "losses", "parts"], "names that files can have"
+    assert [one.name for one in found.comparisons] == ["alpha", "Losses", "parts"], "names that files can have"
     assert [sorted(cell.runs) for cell in found.comparisons[1].cells] == [[0, 1]] * 3
     assert found.missing == ("Losses!, DB_focal 50%, seed 7: failed: failed in cell 5: no memory",)
 
@@ -203,12 +203,12 @@ def test_more_processes_give_the_same_bytes(runs: Path, report: Path, tmp_path: 
 
 def test_what_was_selected_on_test_images_is_marked_and_claims_nothing(report: Path) -> None:
     assert "test choice *" in (report / "report.md").read_text().replace("\\", "")
-    paper = (report / "tables/losses.tex").read_text()
+    paper = (report / "tables/Losses.tex").read_text()
     marked = next(line for line in paper.splitlines() if line.startswith("test choice *"))
     assert "textbf" not in marked
     assert "underline" not in marked
     assert "upper bound" in paper
-    differences = pd.read_csv(report / "tables/losses-differences.csv").set_index("comparison")
+    differences = pd.read_csv(report / "tables/Losses-differences.csv").set_index("comparison")
     assert set(differences.loc["test choice *", "gain"]) == {"not claimed"}
     summary = pd.read_csv(report / "tables/summary.csv").set_index("comparison")
     assert summary.loc["Losses", "best other"] == "DB_focal 50%", "although the marked one is higher"

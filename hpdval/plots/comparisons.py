@@ -27,6 +27,7 @@ from hpdval.plots.style import (
     new_chart,
     plain,
     styled,
+    titled,
 )
 
 WIDE = 20  # the factor from which a setting's values stand on a logarithmic axis
@@ -44,8 +45,8 @@ def sensitivity(
 ) -> Chart:
     """Draw mAP in total and by group against a setting: means over seeds, bands for 95 % bootstrap intervals.
 
-    The panels have scales of their own that span equally many points.  The setting's axis is logarithmic where all
-    values are positive and the largest is more than 20 times the smallest.
+    The panels have scales of their own that span equally many points.  The setting's axis is logarithmic where no
+    value is negative and the largest is more than 20 times the smallest positive one; 0 then stands left of that.
 
     Args:
         values: (K,) of the setting.
@@ -87,10 +88,13 @@ def sensitivity(
 
 def _value_axis(panel: Any, x: np.ndarray) -> None:
     """Ticks at the values that were tried, as far as they stand apart, on a logarithmic axis where they span far."""
-    logarithmic = x.min() > 0 and x.max() / x.min() > WIDE
-    if logarithmic:
-        panel.set_xscale("log")
-    places = np.log(x) if logarithmic else x
+    places, least = x, x[x > 0].min(initial=np.inf)
+    if x.min() >= 0 and x.max() / least > WIDE:
+        if x.min() > 0:
+            panel.set_xscale("log")
+        else:  # from 0 to the least positive value, the width of a factor of ten
+            panel.set_xscale("symlog", linthresh=least, linscale=1.0)
+        places = np.where(x > 0, 1 + np.log10(np.maximum(x, least) / least), 0.0)
     inches = 1.35 * (places - places.min()) / (np.ptp(places) or 1.0)
     shown: list[int] = []
     for i in range(len(x)):
@@ -157,7 +161,7 @@ def gain_waterfall(
     axes.set_xlim(-0.7, len(steps) + 0.7)
     axes.grid(axis="y")
     axes.set_ylabel("gain in mAP so far, points")
-    axes.set_title(plain(title, 110))
+    titled(axes, title, PAGE)
     group_legend(figure, class_counts)
     return figure
 
@@ -192,5 +196,5 @@ def class_ranks(ranks: pd.DataFrame, *, title: str = "Mean rank over classes") -
     axes.set_xticks(range(1, count + 1))
     axes.set_xlabel("mean rank of the class's AP (1 is best)" + "; bars join what does not differ" * bool(cliques))
     axes.grid(axis="x")
-    axes.set_title(plain(title, 100))
+    titled(axes, title, 0.7 * PAGE)
     return figure

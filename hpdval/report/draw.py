@@ -104,6 +104,6 @@ def _waterfall(analysis: Analysis, after: Measured, before: Measured) -> Iterato
             analysis.classes,
             analysis.class_counts,
             gains,
-            title=f"{after.label} against {before.label}, class by class",
+            title=f"{analysis.comparison.title}: {after.label} against {before.label}, by class",
         ),
     )

@@ -70,9 +70,10 @@ def _method_folders(source: Path) -> list[Path]:
 
 def _renamed(one: Comparison, cells: tuple[Cell, ...], taken: set[str]) -> Comparison:
     """Give a comparison a name that is a file name and that no other has."""
-    stem = re.sub(r"[^a-z0-9.]+", "-", one.name.casefold()).strip("-.") or "comparison"
-    name = next(n for i in range(1, len(taken) + 2) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
-    taken.add(name)
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", one.name).strip("-.") or "comparison"
+    names = (stem if i == 1 else f"{stem}-{i}" for i in range(1, len(taken) + 2))
+    name = next(name for name in names if name.casefold() not in taken)
+    taken.add(name.casefold())
     return replace(one, name=name, cells=cells, title=one.title or one.name, reference=one.reference or cells[0].label)
 
 
