@@ -14,6 +14,7 @@ from typing import IO, Any
 import hpdval
 from hpdval.errors import ConfigError, DataError, HpdvalError
 from hpdval.overrides import named_values
+from hpdval.report.command import add_report
 from hpdval.sweep.command import add_sweep
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     predict.set_defaults(function=_predict)
 
+    add_report(commands)
     _add_data(commands)
 
     doctor = commands.add_parser("doctor", help="what is installed, which device and caches, what is missing")

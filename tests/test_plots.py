@@ -78,6 +78,10 @@ FIGURES: dict[str, Callable[[World], plots.Chart]] = {
         w.classes, w.counts, tables.class_differences(w.after, w.before, w.targets, w.counts, resamples=5)
     ),
     "against_published": lambda w: plots.against_published(published(w)),
+    "sensitivity": lambda w: plots.sensitivity([0.1, 50], [intervals(w)["a"]] * 2, axis="$\\frac$_x", reference=0.1),
+    "gain_waterfall": lambda w: plots.gain_waterfall(w.classes, w.counts, w.ap["b"].per_class - w.ap["a"].per_class),
+    "class_ranks": lambda w: plots.class_ranks(tables.rank_table({n: e.per_class for n, e in w.ap.items()})),
+    "training_bands": lambda w: plots.training_bands({"$\\frac$": [w.metrics, w.metrics[:9]], "b": [w.metrics]}),
     "size_lines": lambda w: plots.size_lines(tables.size_table({"a": w.before}, w.targets, w.sizes, minimum=1)),
     "view_weights": lambda w: plots.view_weights({0.0: w.ap["a"], 1.0: w.ap["b"]}, chosen=0.4),
     "loss_curves": lambda w: plots.loss_curves(w.metrics, "stage1", title="x"),
@@ -112,16 +116,16 @@ def test_curves_show_every_loss_and_what_was_watched() -> None:
     assert star.tolist() == [[4.0, 60.0]]
 
 
-@pytest.mark.parametrize("name", ["class_frequency", "example_images", "ap_against_frequency"])
+@pytest.mark.parametrize("name", ["class_frequency", "example_images", "ap_against_frequency", "sensitivity"])
 def test_saving_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     world = World(5)
     for folder in ("first", "second"):
-        plots.save_figure(FIGURES[name](world), tmp_path / folder, name)
-    for kind in ("png", "svg"):
+        plots.save_figure(FIGURES[name](world), tmp_path / folder, name, formats=("png", "svg", "pdf"))
+    for kind in ("png", "svg", "pdf"):
         first, second = ((tmp_path / f / "figures" / f"{name}.{kind}").read_bytes() for f in ("first", "second"))
         assert first == second
         assert len(first) > 1000
-    assert len(list((tmp_path / "first" / "figures").iterdir())) == 2, "no temporary file is left"
+    assert len(list((tmp_path / "first" / "figures").iterdir())) == 3, "no temporary file is left"
     assert Image.open(tmp_path / "first" / "figures" / f"{name}.png").width > 600
 
 
@@ -159,6 +163,64 @@ def test_rankings_are_told_apart_without_colour() -> None:
     words = [text.get_text() for text in axes.texts]
     assert words == ["✓ a", "✗ b", "+ 1 true further down"]
     assert [bool(bar.get_hatch()) for bar in axes.patches] == [False, True]
+
+
+def test_sensitivity_draws_means_and_bands_in_order_of_the_setting() -> None:
+    world = World(5)
+    found = [bootstrap(s, world.targets, world.counts, resamples=20) for s in (world.after, world.before)]
+    figure = plots.sensitivity([0.5, 0.01], found, axis="alpha", reference=0.5)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["total", "head", "medium", "tail"]
+    for axes, name in zip(figure.axes, ("total", "head", "medium", "tail"), strict=True):
+        assert axes.lines[0].get_xydata().tolist() == [[0.01, found[1][name].estimate], [0.5, found[0][name].estimate]]
+        corners = axes.collections[0].get_paths()[0].vertices
+        assert {found[0][name].low, found[0][name].high} <= {float(y) for y in np.asarray(corners)[:, 1]}
+        assert axes.get_xscale() == "log", "from 0.01 to 0.5 is more than a factor of 20"
+    spans = {round(float(np.ptp(axes.get_ylim())), 6) for axes in figure.axes}
+    assert len(spans) == 1, "panels span equally many points"
+    assert plots.sensitivity([0, 0.5], found, axis="alpha").axes[0].get_xscale() == "linear"
+    axes = plots.sensitivity([0, 0.1, 10], [*found, found[0]], axis="weight").axes[0]
+    assert axes.get_xscale() == "symlog"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]
+
+
+def test_the_waterfall_ends_at_the_gain_in_map() -> None:
+    gains = np.array([3.0, -1.0, np.nan, 2.0])
+    axes = plots.gain_waterfall(["a", "b", "none", "d"], [300, 50, 4, 3], gains).axes[0]
+    bars = [(bar.get_y(), bar.get_height()) for bar in axes.patches]  # type: ignore[attr-defined]
+    assert bars == [pytest.approx(x) for x in ((0, 1), (1, 2 / 3), (5 / 3, -1 / 3), (0, 4 / 3))]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "d", "b", "mAP"]
+    many = np.random.default_rng(0).normal(size=80)
+    axes = plots.gain_waterfall([f"c{i}" for i in range(80)], np.full(80, 30), many).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()][20] == "40 others"
+    last = axes.patches[-1]
+    assert last.get_height() == pytest.approx(many.mean())  # type: ignore[attr-defined]
+
+
+def test_ranks_are_joined_where_they_do_not_differ() -> None:
+    ranks = pd.DataFrame({"setting": ["a", "b", "c"], "mean rank": [1.2, 1.9, 2.9]})
+    ranks.attrs["cliques"] = [["a", "b"], ["c"]]
+    axes = plots.class_ranks(ranks).axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[-0.25, 1.25]]  # type: ignore[union-attr]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_training_bands_are_means_over_the_seeds_and_the_epochs_all_have() -> None:
+    seeds = [[{"epoch": e, "step": e, "loss": value} for e, value in enumerate(run)] for run in ((4, 2, 1), (2, 1))]
+    axes = plots.training_bands({"a": seeds}).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0, 3], [1, 1.5]]
+    ys = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1]
+    assert (ys.min(), ys.max()) == (1, 4)
+
+
+def test_a_legend_of_long_names_leaves_the_axes_their_height() -> None:
+    world, heights = World(5), []
+    for name in ("x", "a long name of a setting that fills half of the page"):
+        found = {f"{name} {i}": intervals(world)["a"] for i in range(8)}
+        figure = plots.group_bars(found)
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+        assert figure.get_figwidth() <= 7.16
+    assert heights[1] > 0.9 * heights[0]
 
 
 def test_class_change_is_sorted_and_leaves_out_what_is_unknown() -> None:

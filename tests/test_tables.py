@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 from sklearn.metrics import average_precision_score
 
 from hpdval import tables
@@ -94,6 +95,35 @@ def test_per_class_table_counts_positives() -> None:
     assert table["group"].tolist() == ["head", "head", "medium", "tail"]
     assert table["test"].tolist() == TARGETS.sum(0).tolist()
     assert table["mine"][3] == pytest.approx(sklearn_map(scores(1, 1), [3]))
+
+
+# -- ranks over classes ------------------------------------------------------------------------------------------------
+
+
+def test_ranks_and_tests_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    aps = {name: 50 + shift + rng.normal(size=20) for name, shift in (("low", 0), ("high", 3), ("same", 3.1))}
+    aps["low"][4] = np.nan  # a class without a test positive
+    kept = np.array([np.delete(values, 4) for values in aps.values()])  # (3, 19)
+    table = tables.rank_table(aps)
+    means = dict(zip(aps, rankdata(-kept, axis=0).mean(axis=1), strict=True))
+    assert table["mean rank"].tolist() == sorted(means.values())
+    assert [means[name] for name in table["setting"]] == sorted(means.values())
+    assert table.attrs["friedman"] == pytest.approx(friedmanchisquare(*kept).pvalue)
+    p = [wilcoxon(kept[a] - kept[b]).pvalue for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert max(p[:2]) * 3 < 0.05 < p[2], "what the data was made for"
+    assert [set(group) for group in table.attrs["cliques"]] == [{"high", "same"}, {"low"}]
+    assert table.set_index("setting")["not told apart"].to_dict() == {"high": "1", "same": "1", "low": "2"}
+
+
+def test_where_friedman_finds_nothing_no_pair_is_told_apart() -> None:
+    values = np.random.default_rng(2).normal(size=(4, 12))
+    table = tables.rank_table({str(i): row for i, row in enumerate(values)})
+    assert table.attrs["friedman"] > 0.05
+    assert table.attrs["cliques"] == [table["setting"].tolist()]
+    equal = tables.rank_table({name: np.arange(5.0) for name in "abc"})
+    assert equal.attrs["cliques"] == [["a", "b", "c"]]
+    assert equal["mean rank"].tolist() == [2, 2, 2]
 
 
 # -- object sizes ------------------------------------------------------------------------------------------------------

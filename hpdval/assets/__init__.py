@@ -1,4 +1,4 @@
-"""Files shipped with the package: small CLIP and labelled ViT of the embedded world, their cards, published numbers."""
+"""Files shipped with the package: small CLIP and labelled ViT, their cards, published numbers, a page's template."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Figures from scores, metrics and data: each function returns one figure, coloured alike throughout; no torch."""
 
+from hpdval.plots.comparisons import class_ranks, gain_waterfall, sensitivity
 from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_class
 from hpdval.plots.images import example_images, ranking_examples
 from hpdval.plots.published import against_published
@@ -10,8 +11,8 @@ from hpdval.plots.results import (
     size_lines,
     view_weights,
 )
-from hpdval.plots.style import GROUP_COLOURS, METHOD_COLOURS, Chart, save_figure
-from hpdval.plots.training import context_shift, loss_curves
+from hpdval.plots.style import GROUP_COLOURS, METHOD_COLOURS, Chart, figure_bytes, save_figure
+from hpdval.plots.training import context_shift, loss_curves, training_bands
 
 __all__ = [
     "GROUP_COLOURS",
@@ -21,14 +22,19 @@ __all__ = [
     "ap_against_frequency",
     "class_change",
     "class_frequency",
+    "class_ranks",
     "co_occurrence",
     "context_shift",
     "example_images",
+    "figure_bytes",
+    "gain_waterfall",
     "group_bars",
     "loss_curves",
     "object_sizes_by_class",
     "ranking_examples",
     "save_figure",
+    "sensitivity",
     "size_lines",
+    "training_bands",
     "view_weights",
 ]

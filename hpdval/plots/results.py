@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,15 @@ from hpdval.plots.style import (
     GROUP_COLOURS,
     GROUP_MARKERS,
     INK,
+    PAGE,
     Chart,
+    legend_below,
     method_colours,
     new_chart,
     plain,
     styled,
     tick_size,
+    titled,
 )
 
 
@@ -47,7 +51,7 @@ def ap_against_frequency(
         chance: (C,) prevalence in percent.
     """
     counts = np.maximum(np.asarray(class_counts), 0.5)
-    figure = new_chart(7.5, 4.6)
+    figure = new_chart(PAGE, 4.6)
     axes = figure.subplots()
     labels = list(per_class)
     last = per_class[labels[-1]]
@@ -74,14 +78,15 @@ def ap_against_frequency(
     axes.grid(axis="y")
     axes.set_xlabel("training images of the class (logarithmic)")
     axes.set_ylabel("average precision, percent")
-    axes.set_title(title)
+    titled(axes, title, PAGE)
     handles = [axes.scatter([], [], color=GROUP_COLOURS[g], marker=GROUP_MARKERS[g], label=g) for g in GROUPS]
+    names = [plain(label, 60) for label in labels]
     if len(labels) > 1:
-        handles.append(axes.scatter([], [], facecolor="white", edgecolor=INK, marker="o", label=labels[0]))
-    handles.append(axes.scatter([], [], color=INK, marker="o", label=labels[-1]))
+        handles.append(axes.scatter([], [], facecolor="white", edgecolor=INK, marker="o", label=names[0]))
+    handles.append(axes.scatter([], [], color=INK, marker="o", label=names[-1]))
     if chance is not None:
         handles.append(axes.scatter([], [], color="#555555", marker="_", label="chance (prevalence)"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.2, columnspacing=1.2)
+    legend_below(figure, handles)
     return figure
 
 
@@ -92,7 +97,7 @@ def _name_points(axes: Axes, x: np.ndarray, points: Sequence[np.ndarray], classe
     """
     low, high = np.log10(axes.get_xlim())
     across, top = (np.log10(x) - low) / (high - low), axes.get_ylim()[1]
-    height, step, mark = 0.034, 0.0088, (0.010, 0.016)
+    height, step, mark = 0.034, 0.0092, (0.010, 0.016)
     marks = [(a, y / top) for values in points for a, y in zip(across, values, strict=True) if not np.isnan(y)]
     taken = [(a - mark[0], b - mark[1], a + mark[0], b + mark[1]) for a, b in marks]
     for i in np.argsort(-np.nan_to_num(points[-1]), kind="stable"):
@@ -135,29 +140,43 @@ def group_bars(
         chance: total, head, medium, tail -> prevalence in percent.
     """
     columns = [name for name in ("total", *GROUPS) if not all(math.isnan(i[name].estimate) for i in intervals.values())]
-    figure = new_chart(7.0, 3.7)
+    figure = new_chart(PAGE, 3.7)
     axes = figure.subplots()
     width, colours = 0.8 / len(intervals), method_colours(intervals)
+    upright = 0 if len(intervals) * len(columns) <= 22 else 90  # more numbers would not stand side by side
+    handles: list[Any] = []
     for m, (label, values) in enumerate(intervals.items()):
         x = np.arange(len(columns)) + (m - (len(intervals) - 1) / 2) * width
         middle = np.array([values[name].estimate for name in columns])
-        axes.bar(x, middle, 0.92 * width, color=colours[m], label=label)
+        hatch = "///" if colours[m] in colours[:m] else None
+        bars = axes.bar(
+            x, middle, 0.92 * width, color=colours[m], label=plain(label, 60), hatch=hatch, edgecolor="white"
+        )
+        handles.append(bars)
         low, high = (np.array([getattr(values[name], side) for name in columns]) for side in ("low", "high"))
         axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", ecolor=INK, lw=1.0, capsize=2.5)
         for position, value, limit in zip(x, middle, high, strict=True):
             at = (position, max(value, limit))
-            axes.annotate(f"{value:.1f}", at, (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            style: Any = {
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 7,
+                "rotation": upright,
+                "va": "bottom",
+            }
+            axes.annotate(f"{value:.1f}", at, (0, 2), **style)
     if chance is not None:
         for place, name in enumerate(columns):
             line = axes.hlines(chance[name], place - 0.45, place + 0.45, color="black", lw=1.0, ls=(0, (2, 1)))
         line.set_label("chance (prevalence)")
+        handles.append(line)
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(0, min(105.0, 1.2 * axes.dataLim.y1))
+    axes.set_ylim(0, min(118.0 if upright else 105.0, (1.3 if upright else 1.2) * axes.dataLim.y1))
     axes.grid(axis="y")
     axes.set_ylabel("mAP, percent")
-    axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=len(intervals) + 1)
+    titled(axes, title, PAGE)
+    legend_below(figure, handles)
     return figure
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from itertools import cycle
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpdval.files import atomic_write
@@ -26,8 +30,9 @@ METHOD_COLOURS = {
     "stage 1": "#56B4E9",
     "stage 2": "#D55E00",
 }
-OTHER_COLOURS = ("#009E73", "#0072B2", "#E69F00", "#CC79A7", "#000000")
+OTHER_COLOURS = ("#009E73", "#0072B2", "#E69F00", "#CC79A7", "#000000", "#56B4E9", "#D55E00", "#F0E442", "#8A8A8A")
 INK, FAINT = "#222222", "#B5B5B5"
+COLUMN, PAGE = 3.5, 7.16  # inches: one column and both of a two-column paper
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
@@ -52,6 +57,7 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "image.interpolation": "nearest",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType, embedded: publishers refuse matplotlib's Type 3
 }
 
 
@@ -59,7 +65,7 @@ class Chart(Figure):
     """A figure that Jupyter shows by itself, whatever backend is set; no pyplot, so nothing is kept or shown twice."""
 
     def _repr_png_(self) -> bytes:
-        return _render(self, "png", dpi=100)
+        return figure_bytes(self, "png", dpi=100)
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
@@ -78,20 +84,44 @@ def new_chart(width: float, height: float) -> Chart:
     return Chart(figsize=(width, height), layout="constrained")
 
 
-def plain(text: str, longest: int = 24) -> str:
+def plain(text: str, longest: int = 24, *, keep_lines: bool = False) -> str:
     """Return a class name as matplotlib shows it: no formula between dollar signs, and not too long.
 
     >>> plain("cash_$$")
     'cash_\\\\$\\\\$'
     """
-    text = " ".join(str(text).split())
+    text = str(text) if keep_lines else " ".join(str(text).split())
     return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
 
 
 def method_colours(labels: Iterable[str]) -> list[str]:
     """Return a colour for each method: its own wherever it appears, and the next free one for a name unknown here."""
-    free = iter(OTHER_COLOURS * 10)
+    labels = list(labels)
+    taken = {METHOD_COLOURS.get(label) for label in labels}
+    free = cycle(colour for colour in OTHER_COLOURS if colour not in taken)
     return [METHOD_COLOURS.get(label) or next(free) for label in labels]
+
+
+def titled(axes: Axes, title: str, width: float) -> None:
+    """Set a title that is broken into lines where it is wider than ``width`` inches."""
+    axes.set_title(plain(textwrap.fill(" ".join(title.split()), int(12.5 * width)), 400, keep_lines=True))
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], *, title: str | None = None) -> None:
+    """Put a legend below the axes, in as many columns as fit; rows after the first make the figure taller."""
+    widths = [0.4 + 0.066 * len(str(handle.get_label()).replace("\\", "")) for handle in handles]  # inches, at 8 points
+    columns = next(n for n in range(len(handles), 0, -1) if n == 1 or _across(widths, n) <= figure.get_figwidth())
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * (rows - 1))
+    options: Any = {"title": title, "title_fontsize": 7, "columnspacing": 1.2, "handletextpad": 0.5}
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, **options)
+
+
+def _across(widths: Sequence[float], columns: int) -> float:
+    """Return the width of a legend, which matplotlib fills column by column, the longer ones first."""
+    rows, longer = divmod(len(widths), columns)
+    ends = [(c + 1) * rows + min(c + 1, longer) for c in range(columns)]
+    return sum(max(widths[first:end], default=0.0) for first, end in zip([0, *ends], ends, strict=False))
 
 
 def tick_size(count: int) -> float:
@@ -120,16 +150,21 @@ def save_figure(
 def write_figure(
     figure: Figure, path: str | os.PathLike[str], *, formats: tuple[str, ...] = ("png", "svg"), dpi: int = 150
 ) -> Figure:
-    """Write ``path.png`` and ``path.svg`` as :func:`save_figure` does, wherever ``path`` says."""
+    """Write ``path.png`` and ``path.svg`` as :func:`save_figure` does, wherever ``path`` says; "pdf" is known, too."""
     for kind in formats:
-        data = _render(figure, kind, dpi=dpi)
+        data = figure_bytes(figure, kind, dpi=dpi)
         with atomic_write(f"{os.fspath(path)}.{kind}") as file:
             file.write(data)
     return figure
 
 
-def _render(figure: Figure, kind: str, *, dpi: int) -> bytes:
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
+def figure_bytes(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+    """Return the figure as a ``png``, ``svg`` or ``pdf`` file that says nothing of when and by what it was made."""
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
     buffer = io.BytesIO()
     settings: Any = {**STYLE, "svg.hashsalt": "hpdval"}
     with mpl.rc_context(settings):

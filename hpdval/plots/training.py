@@ -6,10 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hpdval.plots.data import group_colours, group_legend
-from hpdval.plots.style import FAINT, INK, METHOD_COLOURS, Chart, new_chart, plain, styled, tick_size
+from hpdval.plots.style import (
+    FAINT,
+    INK,
+    METHOD_COLOURS,
+    PAGE,
+    Chart,
+    legend_below,
+    method_colours,
+    new_chart,
+    plain,
+    styled,
+    tick_size,
+)
 
 LOSSES = {  # title and colour
     "cls": ("classification", "#0072B2"),
@@ -62,6 +74,59 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], stage: str, *, title: str 
     if title:
         figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
+
+
+@styled
+def training_bands(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], *, title: str = "Training") -> Chart:
+    """Draw the loss of each method, and the mAP that was watched, by epoch: mean over seeds, band lowest to highest.
+
+    Losses of methods that minimise different things do not compare by their height.
+
+    Args:
+        runs: label -> for each seed the records of ``metrics.jsonl``.
+    """
+    names = {"loss": "loss, mean of each epoch", **WATCHED}
+    records = [record for seeds in runs.values() for seed in seeds for record in seed]
+    shown = [name for name in names if any(name in record for record in records)]
+    figure = new_chart(PAGE, 2.9)
+    panels = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
+    colours, handles = method_colours(runs), []
+    for m, (label, seeds) in enumerate(runs.items()):
+        dashes = "--" if colours[m] in colours[:m] else "-"
+        for panel, name in zip(panels, shown, strict=False):
+            curves = epoch_means(seeds, name)
+            if not curves.size:
+                continue
+            x = np.arange(curves.shape[1])
+            panel.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colours[m], alpha=0.2, lw=0)
+            panel.plot(x, curves.mean(axis=0), dashes, color=colours[m], marker="." if len(x) < 30 else "", lw=1.4)
+        handles += panels[0].plot([], [], dashes, color=colours[m], lw=1.4, label=plain(label, 60))
+    for panel, name in zip(panels, shown, strict=False):
+        panel.set_title(names[name])
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(axis="y")
+    figure.suptitle(plain(title, 110), fontsize=10, fontweight="bold", x=0.01, ha="left")
+    legend_below(figure, handles, title="mean over seeds; bands: lowest to highest seed")
+    return figure
+
+
+def epoch_means(seeds: Sequence[Sequence[Mapping[str, Any]]], name: str) -> np.ndarray:
+    """Return the mean of a quantity in each epoch that every seed has, (seeds, epochs); seeds without it are left out.
+
+    >>> epoch_means([[{"epoch": 0, "loss": 3.0}, {"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 1.0}]], "loss")
+    array([[2., 1.]])
+    """
+    curves = []
+    for records in seeds:
+        values: dict[int, list[float]] = {}
+        for record in records:
+            if name in record:
+                values.setdefault(int(record["epoch"]), []).append(float(record[name]))
+        if values:
+            curves.append([float(np.mean(values[epoch])) for epoch in sorted(values)])
+    shortest = min(map(len, curves), default=0)
+    return np.array([curve[:shortest] for curve in curves])
 
 
 @styled

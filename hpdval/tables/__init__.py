@@ -2,7 +2,15 @@
 
 from hpdval.tables.protocols import per_class_comparison, protocol_table
 from hpdval.tables.published import PUBLISHED, published_per_class, published_results
-from hpdval.tables.runs import comparison_significance, comparison_table, read_runs, results_table, stored_scores
+from hpdval.tables.ranks import rank_table
+from hpdval.tables.runs import (
+    comparison_significance,
+    comparison_table,
+    read_runs,
+    refuse_other_images,
+    results_table,
+    stored_scores,
+)
 from hpdval.tables.scores import (
     class_differences,
     difference_table,
@@ -12,7 +20,7 @@ from hpdval.tables.scores import (
     score_table,
 )
 from hpdval.tables.show import ShownTable, formatted, save_table, to_markdown
-from hpdval.tables.significance import significance_table
+from hpdval.tables.significance import significance_table, with_holm
 from hpdval.tables.sizes import object_sizes, size_table
 
 __all__ = [
@@ -31,7 +39,9 @@ __all__ = [
     "protocol_table",
     "published_per_class",
     "published_results",
+    "rank_table",
     "read_runs",
+    "refuse_other_images",
     "results_table",
     "save_table",
     "score_table",
@@ -39,4 +49,5 @@ __all__ = [
     "size_table",
     "stored_scores",
     "to_markdown",
+    "with_holm",
 ]

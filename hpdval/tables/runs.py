@@ -41,14 +41,19 @@ def read_runs(folders: Folder | Sequence[Folder]) -> dict[str, Any]:
             "selection": selection_rule(result.get("selection", "not stated")),
             "folder": folder,
         }
-        _same(found or run, run, "selection")
+        refuse_other_images(found or run, run, "readout", "selection")
         found = found or {**run, "scores": []}
         found["scores"].append(predictions["scores"])
     return found
 
 
-def _same(first: Mapping[str, Any], other: Mapping[str, Any], *more: str) -> None:
-    for name in ("ids", "classes", "targets", "class_counts", "readout", *more):
+def refuse_other_images(first: Mapping[str, Any], other: Mapping[str, Any], *more: str) -> None:
+    """Refuse what :func:`read_runs` returned of runs on other images or classes, or that differ in ``more``.
+
+    Raises:
+        RunError: the first thing in which they differ is named.
+    """
+    for name in ("ids", "classes", "targets", "class_counts", *more):
         if not np.array_equal(first[name], other[name]):
             raise RunError(
                 f"{first['folder']} and {other['folder']} differ in {name}; compare runs on the same test images only"
@@ -77,7 +82,7 @@ def results_table(runs: Mapping[str, Folder | Sequence[Folder]]) -> pd.DataFrame
     found = {label: read_runs(folders) for label, folders in runs.items()}
     first = next(iter(found.values()))
     for other in found.values():
-        _same(first, other)
+        refuse_other_images(first, other, "readout")
     scores = {f"{label}{_mark(run)}": run["scores"] for label, run in found.items()}
     table = score_table(scores, first["targets"], first["class_counts"], readout=first["readout"])
     return _with_footnote(table, found.values())
@@ -129,7 +134,7 @@ def _compared(
     tables, runs = [], []
     for label, (after, before) in pairs.items():
         a, b = read_runs(after), read_runs(before)
-        _same(a, b)
+        refuse_other_images(a, b, "readout")
         chosen, marked = {"readout": a["readout"], **options}, f"{label}{_mark(a, b)}"
         tables.append(table_of({marked: (a["scores"], b["scores"])}, a["targets"], a["class_counts"], **chosen))
         runs += [a, b]
