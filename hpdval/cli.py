@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import hpdval
+from hpdval.commands import joined, runs
 from hpdval.errors import ConfigError, DataError, HpdvalError
 from hpdval.overrides import named_values
 from hpdval.sweep.command import add_sweep
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     predict.set_defaults(function=_predict)
 
+    runs.add_parser(commands)
     _add_data(commands)
 
     doctor = commands.add_parser("doctor", help="what is installed, which device and caches, what is missing")
@@ -117,7 +119,7 @@ def _add_data(commands: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error on purpose is one line on standard error and exit code 2."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     try:
         options.function(options)
         return 0
