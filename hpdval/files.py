@@ -17,6 +17,8 @@ from hpdval.errors import HpdvalError, RunError
 
 T = TypeVar("T")
 
+LOCK_SECONDS = 0.2  # more than the instant for which `lock_held` asks, less than anybody notices
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
@@ -99,6 +101,29 @@ def cache_dir() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "hpdval"
+
+
+def lock_held(path: str | os.PathLike[str]) -> bool:
+    """Return whether a process, this one included, holds the ``FileLock`` of an existing file; nothing is created.
+
+    The question itself holds the lock for an instant, shared, so that any number may ask at once; who takes such a lock
+    waits ``LOCK_SECONDS`` before it gives up.
+    """
+    import fcntl
+
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # no such file, or not ours to read
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the latter on some network file systems
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
 
 
 def made_once(path: Path, read: Callable[[], T | None], make: Callable[[], None]) -> T:

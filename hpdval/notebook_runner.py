@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 import hpdval
 from hpdval.errors import ConfigError, RunError
-from hpdval.files import digest, read_json, sha256_file, write_json
+from hpdval.files import LOCK_SECONDS, digest, read_json, sha256_file, write_json
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 
 RECORD = "notebook.json"
@@ -126,7 +126,7 @@ def run_notebook(
         print(f"{source.stem}: already done in {_short(folder)}, skipped", flush=True)
         return executed
     try:
-        with FileLock(folder / "notebook.lock", timeout=0):
+        with FileLock(folder / "notebook.lock", timeout=LOCK_SECONDS):
             _make_room(folder, key, force=force, replace_stale=replace_stale)
             _run(source, {**values, "run_dir": str(folder)}, folder, key, timeout)
     except Timeout:

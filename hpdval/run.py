@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 import hpdval
 from hpdval.errors import RunError
-from hpdval.files import atomic_write, digest, read_json, sha256_file, write_json
+from hpdval.files import LOCK_SECONDS, atomic_write, digest, read_json, sha256_file, write_json
 from hpdval.provenance import code_state, hardware, packages
 
 # what the notebook runner still writes or holds when the manifest is written
@@ -49,7 +49,7 @@ def run_key(kind: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> 
 
 
 class Run:
-    """A folder that one process at a time may write; who comes second waits for ``HPDVAL_LOCK_WAIT`` seconds, or not.
+    """A folder that one process at a time may write; who comes second waits ``HPDVAL_LOCK_WAIT`` seconds, or hardly.
 
     ``config`` and ``inputs`` (data and weight digests) make the key: the same key resumes or is already done, another
     key in the same folder is refused.  Use it as a context manager, or call :meth:`finish` or :meth:`close`.
@@ -84,7 +84,7 @@ class Run:
         self._lock = FileLock(self.folder / "run.lock")
         try:
             # the operating system frees it when a process dies, so no lock goes stale
-            self._lock.acquire(timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or 0))
+            self._lock.acquire(timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or LOCK_SECONDS))
         except Timeout:
             raise RunError(
                 f"{self.folder} is in use by another process; wait for it or choose another folder"

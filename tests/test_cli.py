@@ -16,6 +16,7 @@ from PIL import Image
 
 import hpdval
 from hpdval import cli
+from hpdval.commands import predict
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import RunError
 from hpdval.files import atomic_write
@@ -124,7 +125,7 @@ SCORES = np.array([[0.125, 0.5, -1.0], [0.25, 0.25, 1e-9]], np.float32)
 
 def written(**options: object) -> list[str]:
     file = io.StringIO()
-    cli.write_scores(file, ["a, b.jpg", "c.jpg"], ["cat", "dog", "cow"], SCORES, **options)  # type: ignore[arg-type]
+    predict.write_scores(file, ["a, b.jpg", "c.jpg"], ["cat", "dog", "cow"], SCORES, **options)  # type: ignore[arg-type]
     return file.getvalue().splitlines()
 
 
@@ -150,7 +151,7 @@ def test_folders_mean_the_pictures_in_them(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt", "deep/c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = cli.image_files([str(tmp_path), str(tmp_path / "notes.txt")])
+    found = predict.image_files([str(tmp_path), str(tmp_path / "notes.txt")])
     assert [Path(path).name for path in found] == ["a.png", "b.JPG", "c.webp", "notes.txt"]
 
 

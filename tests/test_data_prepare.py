@@ -22,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from hpdval import cli
+from hpdval.commands import data
 from hpdval.data import load_dataset
 from hpdval.data.prepare import steps
 from hpdval.data.prepare.catalogue import CATALOGUE, COCO2014, COCO_LT, VOC2007, VOC_LT
@@ -688,7 +689,7 @@ def test_a_name_needs_a_prepared_folder(voc_lt: PublishedSet, tmp_path: Path) ->
 
 
 def test_the_command_line_and_the_page_know_the_catalogue() -> None:
-    assert tuple(CATALOGUE) == cli.DATA_SETS
+    assert tuple(CATALOGUE) == data.DATA_SETS
     page = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     for known in CATALOGUE.values():
         train, test = known.facts.images

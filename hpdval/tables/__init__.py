@@ -1,5 +1,6 @@
 """Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
 
+from hpdval.tables.inventory import list_runs
 from hpdval.tables.protocols import per_class_comparison, protocol_table
 from hpdval.tables.published import PUBLISHED, published_per_class, published_results
 from hpdval.tables.ranks import rank_table
@@ -33,6 +34,7 @@ __all__ = [
     "formatted",
     "group_names",
     "interval_table",
+    "list_runs",
     "object_sizes",
     "per_class_comparison",
     "per_class_table",

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 
-def add_report(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Add ``hpdval report``."""
     report = commands.add_parser(
         "report", help="write tables, figures and a page from the predictions of finished runs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from typing import Any
 
@@ -10,7 +11,7 @@ from hpdval.errors import ConfigError
 from hpdval.overrides import named_values
 
 
-def add_sweep(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser("sweep", help="run a notebook over a grid of settings and seeds, in parallel")
     parser.add_argument(
@@ -73,4 +74,4 @@ def _sweep(options: argparse.Namespace) -> None:
     if options.report and not options.dry_run:
         from hpdval.report import build_report
 
-        print(build_report([folder], options.report))
+        print(build_report([folder], options.report, processes=min(os.cpu_count() or 1, 8)))
