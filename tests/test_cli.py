@@ -37,7 +37,10 @@ def test_help_is_there_in_half_a_second() -> None:
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("demo", "run", "study", "sweep", "predict", "report", "runs", "data", "doctor"))
+    assert all(
+        name in result.stdout
+        for name in ("demo", "run", "study", "sweep", "predict", "report", "runs", "data", "doctor")
+    )
     assert best < 0.5  # about 0.07 s
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from hpdval.run import Run
 with open(pathlib.Path(run_dir).parent / "starts.txt", "a") as file:
     file.write(f"{name} {seed} {os.getpid()}\\n")
+pathlib.Path(run_dir, "environment.txt").write_text(" ".join(os.environ))
 time.sleep(seconds)"""
 FAIL = 'if name == "broken":\n    raise ValueError("this setting cannot work")'
 FINISH = """run = Run(run_dir, kind="toy", config={"rate": rate, "name": name, "seed": seed})
@@ -260,6 +261,10 @@ def test_finished_runs_are_skipped_without_a_cluster(
     monkeypatch.setattr(execute, "open_cluster", lambda *a, **k: pytest.fail("nothing was to be done"))
     sweep(notebook, source, seeds=1, out=tmp_path / "out", show=False)
     assert starts(tmp_path / "out") == ["a 0"]
+    [environment] = (tmp_path / "out" / "runs").glob("*/environment.txt")
+    names = environment.read_text().split()
+    assert "MALLOC_TRIM_THRESHOLD_" not in names, "which dask sets for its workers, and which makes training slow"
+    assert {"OMP_NUM_THREADS", "HPDVAL_LOCK_WAIT"} <= {*names}
 
 
 @pytest.fixture

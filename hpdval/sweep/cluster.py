@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -128,7 +129,7 @@ def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, me
         ) as cluster,
         Client(cluster) as client,
     ):
-        threads = max(1, cores() // count)
+        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // count))
         yield Cluster(client, f"{count} on this machine, {threads} thread(s) each", gpus=gpus, threads=threads)
 
 
