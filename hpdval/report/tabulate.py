@@ -175,7 +175,8 @@ def _ranks(analysis: Analysis) -> Table:
     shown = pd.DataFrame({"setting": ranks["setting"], "mean rank": [f"{rank:.2f}" for rank in ranks["mean rank"]]})
     shown["not told apart"] = ranks["not told apart"]
     friedman = ranks.attrs["friedman"]
-    first = "" if math.isnan(friedman) else f"Friedman's test: p = {friedman:.4f}. "
+    shown_p = "< 0.0001" if friedman < 1e-4 else f"= {friedman:.4f}"
+    first = "" if math.isnan(friedman) else f"Friedman's test: p {shown_p}. "
     caption = (
         f"{analysis.comparison.title}: mean rank of each setting over the classes (1 is best). {first}Settings that "
         "share a number are not told apart by Wilcoxon's signed-rank test over classes, Holm-adjusted, at 5 %. "
