@@ -39,9 +39,13 @@ LISTS = ("*_lt_*.txt", "*_labels.txt", "VOCdevkit/*/ImageSets/Main/*.txt", "anno
 
 @cache
 def package_digest() -> str:
-    """Return a digest of the package's code and assets: any change makes a finished notebook stale."""
+    """Return a digest of the package's code and assets: any change makes a finished notebook stale.
+
+    Grids are left out: they say what is run, and that is in the parameters of each run.
+    """
     root = Path(__file__).resolve().parent
-    files = [*root.rglob("*.py"), *(p for p in root.glob("assets/**/*") if p.is_file())]
+    assets = (p for p in root.glob("assets/**/*") if p.is_file() and p.parent.name != "grids")
+    files = [*root.rglob("*.py"), *assets]
     return digest(sorted((str(p.relative_to(root)), sha256_file(p)) for p in files))
 
 
