@@ -201,7 +201,8 @@ def test_follow_mirrors_a_live_run_to_its_end_and_stops_with_ctrl_c(tmp_path: Pa
             time.sleep(0.2)
         pytest.fail(f"{tag} never had {count} points")
 
-    code = "import sys; from hpdval import cli; from hpdval.commands import runs; runs.FOLLOW_SECONDS = 0.2; "
+    code = "import signal, sys; from hpdval import cli; from hpdval.commands import runs; runs.FOLLOW_SECONDS = 0.2; "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored where tests run in the background
     words = ["runs", str(tmp_path / "runs"), "--where", "status=running", "--tensorboard", str(board), "--follow"]
     with start(tmp_path / "runs/run") as run:
         log(run, 1, 2)

@@ -21,7 +21,7 @@ import torch
 
 import hpdval
 from hpdval import tables
-from hpdval.config import Experiment, TrainingConfig
+from hpdval.config import Experiment, ScoreConfig, TrainingConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
 from hpdval.errors import ConfigError, NonFiniteLossError, RunError
@@ -585,6 +585,10 @@ def test_experiments_that_agree_in_stage_1_share_its_run(
     other_seed = train("seed", seed=1)
     assert other_seed["zero-shot"] == first["zero-shot"], "nothing random happens there"
     assert other_seed["stage 1"] != first["stage 1"]
+
+    both_views = hpdval.zero_shot_scorer(clip, colours.classes, score=ScoreConfig(alpha=0.4))
+    with pytest.raises(RunError, match=r"score\.alpha: 1\.0 there, 0\.4 here"):
+        hpdval.open_run(first["zero-shot"], "zero-shot", colours, recipe(), both_views)
 
     with monkeypatch.context() as forbidden:
         forbidden.setattr("hpdval.training.stage1._train", None)  # whoever trains stage 1 again fails

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def describe_run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return configuration and inputs of a run: all that its result depends on, and nothing else."""
     experiment = experiment.relevant_to(kind)
+    if kind == "zero-shot":
+        experiment = replace(experiment, score=start.score_config)  # one view or both: the scorer decides that
     inputs = run_inputs(dataset, experiment, start)
     config = experiment.stage2 if kind == "stage2" else experiment.stage1
     inputs["numeric"] = numeric_mode(config.precision, start.clip.device)  # what "auto" means on this device
