@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from sklearn.metrics import average_precision_score
 
@@ -454,3 +456,19 @@ if __name__ == "__main__":  # a look at it: python tests/test_report.py FOLDER
     print(
         build_report([sweep(Path(sys.argv[1]) / "sweep")], Path(sys.argv[1]) / "report", resamples=200, permutations=99)
     )
+
+
+def test_no_process_outlives_a_killed_build() -> None:
+    code = (
+        "import os, time; from hpdval.report.analyse import workers\n"
+        "with workers(2) as mapped:\n"
+        "    print(*set(mapped(eval, ['__import__(\"os\").getpid()'] * 4)), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    children = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
+    assert children
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(children, timeout=30)[1]
