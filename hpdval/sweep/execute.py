@@ -13,8 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +22,9 @@ from filelock import FileLock, Timeout
 from hpdval.comparisons import SWEEP
 from hpdval.errors import HpdvalError, RunError
 from hpdval.files import read_json, write_json
-from hpdval.notebook_runner import RECORD, is_done, run_notebook
+from hpdval.notebook_runner import PLACES, RECORD, is_done, run_notebook
 from hpdval.progress import progress
-from hpdval.sweep.cluster import MEMORY_GIB, open_cluster, worker_number
+from hpdval.sweep.cluster import MEMORY_GIB, Cluster, open_cluster, worker_number
 from hpdval.sweep.grid import read_grid
 from hpdval.sweep.plan import Job, Plan, make_plan
 
@@ -74,11 +73,13 @@ def sweep(
         print(describe(plan, todo))
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    common = {"notebook": str(plan.notebook), "folder": str(folder), "cwd": os.getcwd(), "timeout": timeout}
     try:
         with FileLock(folder / "sweep.lock", timeout=0):
             record = _Record(folder, plan, todo, command)
             if todo:
-                _run(plan, todo, record, folder, scheduler, workers, retries, memory, timeout, show)
+                opened = open_cluster(scheduler, workers=workers, retries=retries, memory=memory)
+                _run(plan, todo, record, opened, common, show)
     except Timeout:
         raise RunError(f"{folder} is in use by another sweep; wait for it or choose another folder") from None
     failed = [name for name, run in record.runs.items() if run["status"] != "done"]
@@ -93,21 +94,14 @@ def _run(
     plan: Plan,
     todo: list[str],
     record: _Record,
-    folder: Path,
-    scheduler: str | None,
-    workers: int | None,
-    retries: int,
-    memory: float,
-    timeout: float | None,
+    opened: AbstractContextManager[Cluster],
+    common: Mapping[str, Any],
     show: bool,
 ) -> None:
-    where = {"notebook": str(plan.notebook), "folder": str(folder), "cwd": os.getcwd(), "timeout": timeout}
-    jobs = {name: {**where, "name": name, "values": dict(plan.jobs[name].values)} for name in todo}
+    """Run the jobs named in ``todo`` on the cluster that ``opened`` gives; ``common`` is what all of them are told."""
+    jobs = {name: {**common, "name": name, "values": dict(plan.jobs[name].values)} for name in todo}
     needs = {name: plan.jobs[name].needs for name in todo}
-    with (
-        _terminated_as_interrupted(),
-        open_cluster(scheduler, workers=workers, retries=retries, memory=memory) as cluster,
-    ):
+    with _terminated_as_interrupted(), opened as cluster:
         print(f"{len(todo)} of {len(plan.jobs)} runs to do; workers: {cluster.place}; dashboard: {cluster.dashboard}")
         for name, outcome in progress(cluster.run(jobs, needs, run_job), "runs", total=len(todo), show=show):
             record.ended(name, outcome)
@@ -159,16 +153,16 @@ class _Record:
     """``sweep.json``, written anew after every run."""
 
     def __init__(self, folder: Path, plan: Plan, todo: list[str], command: str) -> None:
-        self.folder, self.plan = folder, plan
-        before = read_json(folder / SWEEP)["runs"] if (folder / SWEEP).exists() else {}
-        self.runs = {name: self._entry(job, name in todo, before.get(name, {})) for name, job in plan.jobs.items()}
-        self.command = command
+        self.folder, self.plan, self.command = folder, plan, command
+        self.runs = {name: self._entry(job, name in todo) for name, job in plan.jobs.items()}
         self.write()
 
-    @staticmethod
-    def _entry(job: Job, open_still: bool, before: Mapping[str, Any]) -> dict[str, Any]:
-        own = {key: value for key, value in asdict(job).items() if key != "name"}
-        return {**own, "status": "pending" if open_still else "done", "seconds": before.get("seconds")}
+    def _entry(self, job: Job, open_still: bool) -> dict[str, Any]:
+        values = {name: value for name, value in job.values.items() if name not in PLACES}
+        own = {"seed": job.seed, "values": values, "needs": job.needs}
+        if open_still:
+            return {**own, "status": "pending", "seconds": None}
+        return {**own, "status": "done", "seconds": read_json(self.folder / "runs" / job.name / RECORD).get("seconds")}
 
     def ended(self, name: str, outcome: Mapping[str, Any]) -> None:
         """Note how a run ended."""
