@@ -30,7 +30,7 @@ $(READY): pyproject.toml
 demo: setup  ## the whole method on the embedded data, then one table (ARGS="--seed 1")
 	@$(BIN)/hpdval demo $(ARGS)
 
-ablations: setup  ## the paper's ablations with three seeds, and their report (ARGS="-p recipe=scenes" for the longer recipe)
+ablations: setup  ## the paper's ablations with three seeds, and their report (other recipes and parts: docs/sweeps.md)
 	@$(BIN)/hpdval sweep 05 --grid ablations --seeds 3 --out runs/ablations --report reports/ablations $(ARGS)
 
 test: export OMP_NUM_THREADS ?= 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpdval.errors import RunError
+from hpdval.errors import HpdvalError, RunError
 from hpdval.files import read_json
 from hpdval.run import read_result
 
@@ -78,11 +78,14 @@ def _comparison(folder: Path, one: Mapping[str, Any], runs: Mapping[str, Any], m
     for cell in one["cells"]:
         finished = {}
         for seed, name in cell["runs"].items():
-            if runs[name]["status"] == "done":
-                finished[int(seed)] = method_folder(folder / "runs" / name, cell.get("method"))
-            else:
-                why = f": {runs[name]['error']}" if runs[name].get("error") else ""
-                missing.append(f"{one['name']}, {cell['label']}, seed {seed}: {runs[name]['status']}{why}")
+            why, error = runs[name]["status"], runs[name].get("error")
+            try:
+                if why == "done":
+                    finished[int(seed)] = method_folder(folder / "runs" / name, cell.get("method"))
+                    continue
+            except HpdvalError as problem:  # a run that was removed or damaged since
+                why, error = "not usable", problem
+            missing.append(f"{one['name']}, {cell['label']}, seed {seed}: {why}" + (f": {error}" if error else ""))
         if len(set(finished.values())) == 1:  # zero-shot, which all seeds share, is one run
             finished = dict([*finished.items()][:1])
         cells.append(Cell(label=cell["label"], value=cell.get("value"), runs=finished))

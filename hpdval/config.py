@@ -184,7 +184,14 @@ class Stage2Config(TrainingConfig):
 
 
 # stage 1, then stage 2 on its encoder; both, each from CLIP; one of them; or everything at once (the paper's ablation)
-STAGES = ("sequence", "separate", "stage1", "stage2", "joint")
+METHODS = {
+    "sequence": ("stage 1", "stage 2"),
+    "separate": ("stage 1", "stage 2"),
+    "stage1": ("stage 1",),
+    "stage2": ("stage 2",),
+    "joint": ("joint",),
+}
+STAGES = tuple(METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)

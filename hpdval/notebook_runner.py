@@ -130,7 +130,7 @@ def run_notebook(
         print(f"{source.stem}: already done in {_short(folder)}, skipped", flush=True)
         return executed
     try:
-        with FileLock(folder / "notebook.lock", timeout=LOCK_SECONDS):
+        with FileLock(folder / "notebook.lock", timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or LOCK_SECONDS)):
             _make_room(folder, key, force=force, replace_stale=replace_stale)
             _run(source, {**values, "run_dir": str(folder)}, folder, key, timeout)
     except Timeout:

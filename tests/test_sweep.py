@@ -84,7 +84,9 @@ def test_every_combination_of_a_plain_grid(notebook: Path, grid: Callable[..., P
 
 def test_one_numeric_name_makes_a_curve(notebook: Path, grid: Callable[..., Path]) -> None:
     [comparison] = make_plan(notebook, read_grid(grid(grid={"rate": [0.4, "default", "1e-3"]})), seeds=1).comparisons
-    assert comparison["axis"] is None  # not all of them are numbers as they stand there
+    assert comparison["axis"] is None  # not all of them are numbers
+    [comparison] = make_plan(notebook, read_grid(grid(grid={"rate": ["1e-4", 0.4]})), seeds=1).comparisons
+    assert [cell["value"] for cell in comparison["cells"]] == [1e-4, 0.4]  # as YAML reads 1e-4
     [comparison] = make_plan(notebook, read_grid(grid(grid={"rate": [0.4, 0.1]})), seeds=1).comparisons
     assert comparison["axis"] == "rate"
     assert [cell["value"] for cell in comparison["cells"]] == [0.1, 0.4]
@@ -161,6 +163,19 @@ def test_a_file_that_is_no_grid(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_grid(tmp_path / "grid.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_references_are_written_as_labels_are(notebook: Path, grid: Callable[..., Path]) -> None:
+    for reference in (1.0, 1, "1"):
+        one = {"reference": reference, "vary": {"rate": [0.5, 1.0]}}
+        assert make_plan(notebook, read_grid(grid(comparisons={"a": one})), seeds=1).comparisons[0]["reference"] == "1"
+
+
+@pytest.mark.parametrize("cell", [{"method": "zero-shoot"}, {"method": "stage 1", "stages": "stage2"}])
+def test_a_method_that_no_run_trains(grid: Callable[..., Path], cell: dict[str, str]) -> None:
+    source = grid(base={"recipe": "scenes"}, comparisons={"a": {"cells": {"x": cell}}})
+    with pytest.raises(ConfigError, match=r"comparison a: method is .*; its runs give zero-shot, stage"):
+        make_plan("05", read_grid(source), seeds=1)
 
 
 def test_names_that_are_not_there(notebook: Path, grid: Callable[..., Path]) -> None:
@@ -267,6 +282,31 @@ def test_finished_runs_are_skipped_without_a_cluster(
     assert {"OMP_NUM_THREADS", "HPDVAL_LOCK_WAIT"} <= {*names}
 
 
+def test_a_run_has_the_cores_its_worker_has_to_give(
+    notebook: Path, grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = "str([os.environ[n] for n in __import__('hpdval.sweep.execute').sweep.execute.THREADS])"
+    source = notebook.read_text()
+    notebook.write_text(source.replace(json.dumps('" ".join(os.environ)')[1:-1], listed))
+    for name in execute.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster, "cores", lambda: 6)
+    before = dict(os.environ)
+    sweep(notebook, grid(grid={"rate": [0.1]}), seeds=1, out=tmp_path / "out", workers=2, show=False)
+    [environment] = (tmp_path / "out" / "runs").glob("*/environment.txt")
+    assert environment.read_text() == str(["3", "3", "3"])
+    assert {n: os.environ.get(n) for n in execute.THREADS} == {n: before.get(n) for n in execute.THREADS}
+
+
+def test_done_is_believed_only_where_it_is_true(
+    notebook: Path, grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.Cluster, "run", lambda self, jobs, *a: ((n, {"status": "done"}) for n in jobs))
+    with pytest.raises(RunError, match="1 of 1 runs failed"):
+        sweep(notebook, grid(grid={"rate": [0.1]}), seeds=1, out=tmp_path / "out", workers=1, show=False)
+    assert [*statuses(tmp_path / "out").values()] == ["failed"]
+
+
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
     """A scheduler and two workers without nannies, as separate processes, as on a cluster."""
@@ -295,25 +335,16 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> No
         time.sleep(0.1)
 
 
-def kernels() -> set[int]:
-    """The processes of notebooks that run now."""
-    found = set()
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if "ipykernel_launcher" in words or "hpdval.notebook_process" in words:
-            found.add(process.info["pid"])
-    return found
-
-
 def test_a_worker_killed_in_the_middle_costs_no_run(
     notebook: Path, grid: Callable[..., Path], tmp_path: Path, scheduler: tuple[str, list[subprocess.Popen[str]]]
 ) -> None:
     address, processes = scheduler
-    before = kernels()
     source, out = grid(base={"seconds": 3.0}, grid={"name": ["a", "b", "c"]}), tmp_path / "out"
     command = [sys.executable, "-m", "hpdval.cli", "sweep", str(notebook), "--grid", str(source), "--seeds", "1"]
     running = subprocess.Popen([*command, "--out", str(out), "--scheduler", address], text=True, stdout=subprocess.PIPE)
     wait_for(lambda: len(starts(out)) == 2, "the second run")  # both workers are at work
+    left = psutil.Process(processes[1].pid).children(recursive=True)
+    assert left, "the notebook and its kernel"
     processes[1].kill()
     printed, _ = running.communicate(timeout=120)
     assert running.returncode == 0, printed
@@ -324,14 +355,13 @@ def test_a_worker_killed_in_the_middle_costs_no_run(
     assert len(begun) == 4  # the one that lost its worker began twice
     for cell in read_sweep(out).comparisons[0].cells:
         assert len(cell.runs) == 1
-    wait_for(lambda: kernels() <= before, "the end of the killed worker's notebook", 30)
+    assert not psutil.wait_procs(left, timeout=30)[1], "its notebook and kernel have ended, too"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_nothing_stays_behind_and_the_same_command_continues(
     notebook: Path, grid: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
-    before = kernels()
     source, out = grid(comparisons={"n": {"cells": {"quick": {}, "slow": {"seconds": 60.0}}}}), tmp_path / "out"
     command = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
                "from hpdval.cli import main; sys.exit(main(sys.argv[1:]))", "sweep", str(notebook), "--grid",
@@ -345,7 +375,6 @@ def test_interrupted_nothing_stays_behind_and_the_same_command_continues(
     assert errors.strip().splitlines()[-1] == "hpdval: interrupted; the same command continues"
     psutil.wait_procs(family, timeout=30)
     assert not [process for process in family if process.is_running()]
-    assert kernels() <= before
     assert sorted(statuses(out).values()) == ["done", "pending"]
 
     plan = plan_of(notebook, source)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpdval.errors import ConfigError
 from hpdval.overrides import named_values
+from hpdval.sweep.cluster import MEMORY_GIB
 
 
 def add_parser(commands: Any) -> None:
@@ -29,7 +30,9 @@ def add_parser(commands: Any) -> None:
         "workers see the same files (default: workers on this machine)")  # fmt: skip
     parser.add_argument("--workers", type=int, help="on this machine (default: one for each GPU, or as many as cores "
         "and memory allow)")  # fmt: skip
-    parser.add_argument("--memory", type=float, default=3.0, help="GiB that one run needs (default: %(default)s)")
+    parser.add_argument(
+        "--memory", type=float, default=MEMORY_GIB, help="GiB that one run needs (default: %(default)s)"
+    )
     parser.add_argument("--retries", type=int, default=3, help="how often a run may lose its worker (default: "
         "%(default)s)")  # fmt: skip
     parser.add_argument("--timeout", type=float, help="stop a run after so many seconds")
@@ -42,6 +45,8 @@ def _sweep(options: argparse.Namespace) -> None:
 
     from hpdval.sweep.execute import sweep
 
+    if options.scheduler and options.workers is not None:
+        raise ConfigError("--workers is for this machine; those of --scheduler are started where it runs")
     for name, low in (("workers", 1), ("retries", 0)):
         value = getattr(options, name)
         if value is not None and value < low:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from uuid import uuid4
 
 from hpdval.errors import ConfigError, RunError
 
@@ -23,10 +24,11 @@ Outcome = dict[str, Any]
 class Cluster:
     """Workers that run one job at a time each: some on this machine, or those of a scheduler elsewhere."""
 
-    def __init__(self, client: Any, place: str, *, gpus: int, threads: int | None) -> None:
+    def __init__(self, client: Any, place: str, *, gpus: int | None, threads: int | None) -> None:
         self.client, self.place = client, place
-        self.gpus = gpus  # of all workers; with any, each job is given one
+        self.gpus = gpus  # on this machine; with any, each job is given one; None: what workers elsewhere offer
         self.threads = threads  # for one job; None leaves it to the worker's environment
+        self.name = uuid4().hex  # other sweeps on the same scheduler have jobs of the same names
 
     @property
     def dashboard(self) -> str:
@@ -53,9 +55,9 @@ class Cluster:
         while ready or running:
             while ready and len(running) < self._slots():
                 name = ready.popleft()
-                resources = {"GPU": 1} if self.gpus else {}
-                given = (jobs[name], self.gpus, self.threads)
-                future = self.client.submit(call, *given, key=f"hpdval-{name}", resources=resources)
+                resources = {"GPU": 1} if self._gives_gpus() else {}
+                given = (jobs[name], self.gpus or 0, self.threads)
+                future = self.client.submit(call, *given, key=f"hpdval-{self.name}-{name}", resources=resources)
                 running[future] = name
             try:
                 done = wait(list(running), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
@@ -74,7 +76,16 @@ class Cluster:
 
     def _slots(self) -> int:
         """How many jobs may be with the workers: one each, and one that waits, so that none is ever idle."""
-        return 2 * max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+        return 2 * max(1, len(self._workers()))
+
+    def _gives_gpus(self) -> bool:
+        return (
+            any("GPU" in one["resources"] for one in self._workers().values()) if self.gpus is None else self.gpus > 0
+        )
+
+    def _workers(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return found
 
 
 @contextmanager
@@ -101,9 +112,9 @@ def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, me
         except (OSError, ValueError) as error:
             raise RunError(f"no scheduler answers at {scheduler}: {' '.join(str(error).split())}") from None
         with client:
-            known = client.scheduler_info(n_workers=-1)["workers"].values()
-            gpus = int(any("GPU" in one["resources"] for one in known))
-            yield Cluster(client, scheduler, gpus=gpus, threads=None)
+            print(f"waiting for a worker of {scheduler}", flush=True)
+            client.wait_for_workers(1)
+            yield Cluster(client, scheduler, gpus=None, threads=None)
         return
 
     from distributed import LocalCluster
@@ -112,7 +123,12 @@ def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, me
     count = workers or (gpus or workers_that_fit(memory))
     if gpus and count > gpus:
         raise ConfigError(f"{count} workers for {gpus} GPUs; one run at a time is given a GPU: at most {gpus}")
-    settings = {"distributed.scheduler.allowed-failures": retries, "distributed.worker.daemon": False}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // count))
+    settings = {
+        "distributed.scheduler.allowed-failures": retries,
+        "distributed.worker.daemon": False,
+        "distributed.nanny.pre-spawn-environ": {},  # would be put into our own environment, too; see run_job
+    }
     with (
         tempfile.TemporaryDirectory(prefix="hpdval-dask-") as scratch,
         dask.config.set(settings),
@@ -129,7 +145,6 @@ def open_cluster(scheduler: str | None, *, workers: int | None, retries: int, me
         ) as cluster,
         Client(cluster) as client,
     ):
-        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // count))
         yield Cluster(client, f"{count} on this machine, {threads} thread(s) each", gpus=gpus, threads=threads)
 
 

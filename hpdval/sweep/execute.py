@@ -28,6 +28,8 @@ from hpdval.sweep.cluster import MEMORY_GIB, Cluster, open_cluster, worker_numbe
 from hpdval.sweep.grid import read_grid
 from hpdval.sweep.plan import Job, Plan, make_plan
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_ONE_AT_A_TIME = threading.Lock()
 LOCK_WAIT = 3600  # seconds a run waits for another one's stage 1, or for what a dead worker left to end
 
 
@@ -104,18 +106,27 @@ def _run(
     with _terminated_as_interrupted(), opened as cluster:
         print(f"{len(todo)} of {len(plan.jobs)} runs to do; workers: {cluster.place}; dashboard: {cluster.dashboard}")
         for name, outcome in progress(cluster.run(jobs, needs, run_job), "runs", total=len(todo), show=show):
+            target = Path(common["folder"]) / "runs" / name
+            if outcome["status"] == "done" and not is_done(plan.notebook, plan.jobs[name].values, target):
+                why = "its worker says it is done, but not by this code or not in this folder; update the worker"
+                outcome = {**outcome, "status": "failed", "error": why}
             record.ended(name, outcome)
 
 
 def run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str, Any]:
     """Run one job on the worker this is called on, and return how it ended; what goes wrong is an outcome, too."""
+    with _ONE_AT_A_TIME:  # a worker of several threads has one folder, one environment and one standard error
+        return _run_job(job, gpus, threads)
+
+
+def _run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str, Any]:
     os.chdir(job["cwd"])
     folder, name = Path(job["folder"]), job["name"]
     os.environ["HPDVAL_LOCK_WAIT"] = str(LOCK_WAIT)
     # dask's workers ask for their memory back at once; in training this costs a third of the time in page faults
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ |= dict.fromkeys(THREADS, str(threads))
     if gpus > 1:  # dask gives a GPU to one run at a time; which one goes by the worker
         visible = os.environ.get("HPDVAL_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["HPDVAL_GPUS"] = visible = visible or ",".join(map(str, range(gpus)))
@@ -130,9 +141,10 @@ def run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str,
             problem = {"status": "failed", "error": str(error)}
             print(error, flush=True)
     if problem:
-        with suppress(HpdvalError):
-            kept = ("status", "error", "cell", "traceback")
-            problem |= {key: value for key, value in read_json(target / RECORD).items() if key in kept and value}
+        with suppress(HpdvalError):  # how it failed, if it came as far as to say so
+            found = {key: read_json(target / RECORD).get(key) for key in ("status", "error", "cell", "traceback")}
+            if found["status"] in ("failed", "killed"):
+                problem |= {key: value for key, value in found.items() if value}
     return {"status": "done", **problem, "seconds": round(time.monotonic() - started, 1)}
 
 

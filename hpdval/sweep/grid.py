@@ -114,8 +114,9 @@ def _find(source: str | os.PathLike[str]) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    if str(source) in grid_names():
-        return asset_path("grids") / f"{source}.yaml"
+    name = str(source).removesuffix(".yaml")
+    if name in grid_names():
+        return asset_path("grids") / f"{name}.yaml"
     raise ConfigError(f"{str(source)!r} is neither a file nor a grid of this project: {', '.join(grid_names())}")
 
 
@@ -135,7 +136,7 @@ def _question(name: str, stated: Any) -> Question:
         title=str(own.get("title", name)),
         claim=str(own.get("claim", "")),
         axis=None if own.get("axis") is None else str(own["axis"]),
-        reference=None if reference is None else str(reference),
+        reference=None if reference is None else text(reference),
         settings=tuple(settings),
     )
 
@@ -176,7 +177,7 @@ def _cells(cells: Any, where: str, method: str | None) -> list[Setting]:
     for label, stated in _mapping(cells, f"{where}: cells").items():
         parameters = _parameters(stated or {}, f"{where}: {label}")
         own = parameters.pop("method", method)
-        settings.append(Setting(label=str(label), parameters=parameters, method=own))
+        settings.append(Setting(label=text(label), parameters=parameters, method=own))
     return settings
 
 
@@ -211,7 +212,10 @@ def _parameters(value: Any, where: str) -> Parameters:
 
 def _only_numbers(varied: Mapping[str, Any]) -> str | None:
     [(name, values)] = varied.items()
-    numbers = isinstance(values, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    try:  # YAML takes 1e-4 for text
+        numbers = isinstance(values, list) and not any(isinstance(v, bool) for v in values) and [*map(float, values)]
+    except (TypeError, ValueError):
+        return None
     return str(name) if numbers else None
 
 

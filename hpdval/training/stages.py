@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpdval.config import Experiment
+from hpdval.config import METHODS, Experiment
 from hpdval.data.dataset import Dataset
 from hpdval.distributed import join, rank, same_error
 from hpdval.losses import build_loss
@@ -22,9 +22,6 @@ from hpdval.scoring import open_run, report_run, shared_folder, zero_shot_scorer
 from hpdval.training.joint import train_joint
 from hpdval.training.stage1 import train_stage1
 from hpdval.training.stage2 import train_stage2
-
-METHODS = {"sequence": ("stage 1", "stage 2"), "separate": ("stage 1", "stage 2"), "stage1": ("stage 1",)}
-METHODS |= {"stage2": ("stage 2",), "joint": ("joint",)}
 
 
 def run_folders(run: str | os.PathLike[str], experiment: Experiment) -> dict[str, Path]:
