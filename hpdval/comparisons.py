@@ -56,21 +56,19 @@ def read_sweep(folder: Folder) -> SweepRecord:
     """Return the record of a sweep; runs that are not finished are left out of its cells and listed.
 
     Raises:
-        RunError: the folder holds no sweep.
+        RunError: the folder holds no sweep, or a record that is damaged.
     """
     folder = Path(folder)
     if not (folder / SWEEP).exists():
         raise RunError(f"{folder} holds no {SWEEP}; give the --out folder of a sweep")
     record = read_json(folder / SWEEP)
     missing: list[str] = []
-    comparisons = [_comparison(folder, one, record["runs"], missing) for one in record["comparisons"]]
-    return SweepRecord(
-        folder=folder,
-        title=record["title"],
-        command=record["command"],
-        comparisons=tuple(comparisons),
-        missing=tuple(dict.fromkeys(missing)),
-    )
+    try:
+        comparisons = [_comparison(folder, one, record["runs"], missing) for one in record["comparisons"]]
+        about = {name: str(record[name]) for name in ("title", "command")}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"{folder / SWEEP} is no record of a sweep ({error!r}); run the sweep again") from None
+    return SweepRecord(folder=folder, comparisons=tuple(comparisons), missing=tuple(dict.fromkeys(missing)), **about)
 
 
 def _comparison(folder: Path, one: Mapping[str, Any], runs: Mapping[str, Any], missing: list[str]) -> Comparison:
@@ -83,8 +81,8 @@ def _comparison(folder: Path, one: Mapping[str, Any], runs: Mapping[str, Any], m
                 if why == "done":
                     finished[int(seed)] = method_folder(folder / "runs" / name, cell.get("method"))
                     continue
-            except HpdvalError as problem:  # a run that was removed or damaged since
-                why, error = "not usable", problem
+            except HpdvalError:  # its words would name a folder, and a report the same wherever its runs lie does not
+                why, error = "not usable", "removed or damaged since, or without this method; run the sweep again"
             missing.append(f"{one['name']}, {cell['label']}, seed {seed}: {why}" + (f": {error}" if error else ""))
         if len(set(finished.values())) == 1:  # zero-shot, which all seeds share, is one run
             finished = dict([*finished.items()][:1])

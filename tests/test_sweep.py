@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from hpdval.cli import main
 from hpdval.comparisons import read_sweep
 from hpdval.errors import ConfigError, RunError
+from hpdval.run import Run
 from hpdval.sweep import cluster, execute
 from hpdval.sweep.execute import sweep
 from hpdval.sweep.grid import grid_names, read_grid, text
@@ -305,6 +306,30 @@ def test_done_is_believed_only_where_it_is_true(
     with pytest.raises(RunError, match="1 of 1 runs failed"):
         sweep(notebook, grid(grid={"rate": [0.1]}), seeds=1, out=tmp_path / "out", workers=1, show=False)
     assert [*statuses(tmp_path / "out").values()] == ["failed"]
+
+
+def test_what_a_record_says_of_shared_and_lost_runs(tmp_path: Path) -> None:
+    with Run(tmp_path / "shared", kind="toy", config={}) as run:
+        run.finish({"method": "zero-shot"})
+    for name in ("a", "b"):
+        with Run(tmp_path / "runs" / name, kind="toy", config={}) as run:
+            run.finish({"folders": {"zero-shot": "../../shared"}})
+    cells = [{"label": "zero-shot", "runs": {"0": "a", "1": "b"}}, {"label": "lost", "runs": {"0": "gone"}}]
+    comparison = {"name": "n", "title": "N", "claim": "", "axis": None, "reference": "zero-shot", "cells": cells}
+    runs = {name: {"status": "done"} for name in ("a", "b", "gone")}
+    record = {"title": "T", "command": "c", "comparisons": [comparison], "runs": runs}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    found = read_sweep(tmp_path)
+    shared, lost = found.comparisons[0].cells
+    assert shared.runs == {0: (tmp_path / "shared").resolve()}, "one run, however many seeds point to it"
+    assert not lost.runs
+    assert found.missing == (
+        "n, lost, seed 0: not usable: removed or damaged since, or without this method; run the sweep again",
+    )
+    for damaged in ({}, {**record, "runs": {}}, {**record, "comparisons": [1]}, []):
+        (tmp_path / "sweep.json").write_text(json.dumps(damaged))
+        with pytest.raises(RunError, match=r"is no record of a sweep \(.*\); run the sweep again"):
+            read_sweep(tmp_path)
 
 
 @pytest.fixture
