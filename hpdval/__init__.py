@@ -14,6 +14,7 @@ _EXPORTS = {
     "load_dataset": "hpdval.data.load",
     "load_clip": "hpdval.models.load",
     "dual_view_scores": "hpdval.models.dual_view",
+    "heatmaps": "hpdval.scoring",
     "zero_shot": "hpdval.scoring",
     "zero_shot_scorer": "hpdval.scoring",
     "open_run": "hpdval.scoring",
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "get_recipe",
     "given",
+    "heatmaps",
     "launch_training",
     "load_clip",
     "load_dataset",
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
     from hpdval.overrides import given, parse_overrides
     from hpdval.recipes import get_recipe
     from hpdval.run import Run
-    from hpdval.scoring import Scorer, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer
+    from hpdval.scoring import Scorer, heatmaps, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer
     from hpdval.training.joint import train_joint
     from hpdval.training.stage1 import train_stage1
     from hpdval.training.stage2 import train_stage2

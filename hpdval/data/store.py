@@ -60,6 +60,25 @@ def resize_image(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarr
     return np.asarray(_centre(picture.resize((width, height), Image.Resampling.BICUBIC), size, size))
 
 
+def view_box(height: int, width: int, size: int, mode: str = "squash") -> tuple[float, float, float, float]:
+    """Return the part of an image that :func:`resize_image` keeps: left, top, right, bottom in its own pixels.
+
+    >>> view_box(100, 300, 64, "crop"), view_box(100, 300, 64)
+    ((100.0, 0.0, 200.0, 100.0), (0.0, 0.0, 300.0, 100.0))
+    """
+    if mode == "squash":
+        return 0.0, 0.0, float(width), float(height)
+    kept = [min(side, MAX_ASPECT * min(height, width)) for side in (width, height)]
+    edges = []
+    for side, whole in zip(kept, (width, height), strict=True):
+        resized = int(size * side / min(kept))
+        offset, pixel = round((whole - side) / 2), side / resized
+        start = round((resized - size) / 2)
+        edges.append((offset + start * pixel, offset + (start + size) * pixel))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
+
+
 def _centre(picture: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     return picture.crop((left, top, left + width, top + height))

@@ -89,6 +89,34 @@ def local_scores(patches: Tensor, text: Tensor, k: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+def patch_scores(patches: Tensor, text: Tensor, reading: str = "paper") -> Tensor:
+    """Return the local score of every patch, (B, P, C) float32: cosines (``paper``) or dot products (``released``).
+
+    What :func:`local_scores` takes the k largest of (HP-DVAL, eq. 4-5), and what a heat map shows.
+
+    Args:
+        patches: (B, P, D).
+        text: (C, D).
+
+    Raises:
+        ConfigError: shapes that do not fit, or an unknown reading.
+
+    >>> patch_scores(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), torch.eye(2)[:1])
+    tensor([[[1.],
+             [0.]]])
+    """
+    if patches.ndim != 3 or text.ndim != 2 or patches.shape[-1] != text.shape[-1]:
+        given = f"{tuple(patches.shape)} and {tuple(text.shape)}"
+        raise ConfigError(f"patches and text must be (B, P, D) and (C, D), got {given}")
+    if reading not in READINGS:
+        raise ConfigError(f"reading is {reading!r}; use one of {', '.join(READINGS)}")
+    with torch.autocast(patches.device.type, enabled=False):
+        patches, text = _at_least_float32(patches), _at_least_float32(text).to(patches.device)
+        if reading == "paper":
+            patches, text = F.normalize(patches, dim=-1), F.normalize(text, dim=-1)
+        return patches @ text.T
+
+
 def fuse(first: Tensor, second: Tensor, alpha: float) -> Tensor:
     """Return alpha * first + (1 - alpha) * second (HP-DVAL, eq. 4-5)."""
     return alpha * first + (1 - alpha) * second

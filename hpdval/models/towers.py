@@ -104,6 +104,17 @@ def patch_grid(visual: nn.Module, name: str) -> tuple[int, int]:
     return _timm_grid(visual.trunk, tuple(cast(Any, visual).image_size), name)
 
 
+def grid_extent(visual: nn.Module, image_size: int) -> tuple[float, float]:
+    """Return the share of the input's (height, width) that the patches cover: below 1 where S is no multiple of theirs.
+
+    Patches start at the upper left corner; what is left over at the other sides no patch has seen.
+    """
+    trunk: Any = getattr(visual, "trunk", visual)
+    patch = trunk.patch_size if hasattr(trunk, "patch_size") else trunk.patch_embed.patch_size
+    rows, columns = patch_grid(visual, "the image tower")
+    return min(1.0, rows * patch[0] / image_size), min(1.0, columns * patch[1] / image_size)
+
+
 def _timm_grid(trunk: Any, asked: tuple[int, int], name: str) -> tuple[int, int]:
     parts = ("forward_features", "forward_head", "fc_norm", "head", "num_prefix_tokens", "patch_embed")
     if not all(hasattr(trunk, part) for part in parts) or not hasattr(trunk.patch_embed, "grid_size"):
