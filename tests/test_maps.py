@@ -20,7 +20,7 @@ from hpdval.models.dual_view import local_scores, patch_count, patch_scores
 from hpdval.models.student import make_student
 from hpdval.models.towers import grid_extent, image_features
 from hpdval.scoring import Scorer
-from hpdval.scoring.maps import METHODS, Heatmaps, heatmaps, texts_of, upsample
+from hpdval.scoring.maps import METHODS, Heatmaps, heatmaps, maps_of_split, texts_of, upsample
 
 CLASSES = ("cat", "boat", "sun")
 
@@ -263,3 +263,26 @@ def test_a_grid_that_leaves_pixels_over_covers_less_of_the_image(tmp_path: Path)
     assert np.isfinite(pixels[:70, :140]).all()
     assert np.isnan(pixels[70:]).all()
     assert np.isnan(pixels[:, 140:]).all()
+
+
+# -- whole splits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_maps_of_a_split_are_those_of_its_images(clip: Clip, method: str) -> None:
+    data = hpdval.load_dataset("scenes-lt", train=20, test=20)
+    scorer = hpdval.zero_shot_scorer(clip, data.classes, resize="squash")
+    classes = [np.flatnonzero(row)[: i % 3] for i, row in enumerate(data.test.targets)]  # some images ask for none
+    maps = list(maps_of_split(scorer, data.test, classes, method=method, show=False))
+    for i in (0, 4, 5, 19):
+        assert len(maps[i]) == len(classes[i])
+        if len(classes[i]):
+            alone = heatmaps(scorer, data.test.image(i), [data.classes[c] for c in classes[i]], method=method)
+            expected = np.broadcast_to(alone.values, maps[i].shape)  # rollout has one map for all classes
+            np.testing.assert_allclose(maps[i], expected, atol=2e-3 * np.abs(expected).max())  # float16 on disk
+
+
+def test_the_maps_of_a_split_need_a_list_of_classes_for_each_image(scorer: Scorer) -> None:
+    data = hpdval.load_dataset("scenes-lt", train=20, test=20)
+    with pytest.raises(ConfigError, match="given for 3 of 20 images"):
+        next(maps_of_split(scorer, data.test, [[0]] * 3))
