@@ -2,6 +2,7 @@
 
 from hpdval.plots.comparisons import class_ranks, gain_waterfall, sensitivity
 from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_class
+from hpdval.plots.heatmaps import heatmap_grid, heatmaps
 from hpdval.plots.images import example_images, ranking_examples
 from hpdval.plots.published import against_published
 from hpdval.plots.results import (
@@ -29,6 +30,8 @@ __all__ = [
     "figure_bytes",
     "gain_waterfall",
     "group_bars",
+    "heatmap_grid",
+    "heatmaps",
     "loss_curves",
     "object_sizes_by_class",
     "ranking_examples",
