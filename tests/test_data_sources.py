@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpdval.data import load_dataset
+from hpdval.data import Split, load_dataset
+from hpdval.data.masks import polygon_mask, regions, segmentation_mask
 from hpdval.errors import ConfigError, DataError
 
 
@@ -312,6 +313,129 @@ def test_coco_photos_agree_with_their_label_tables(shared_data: Path) -> None:
         assert (split.boxes(5)[:, 1:3] + split.boxes(5)[:, 3:] <= [width + 1, height + 1]).all()
 
 
+# --- COCO masks -------------------------------------------------------------------------------------------------------
+
+POLYGON = [[1, 2, 4, 2, 4, 5, 1, 5], [6.6, 0.2, 8.4, 0.2, 8.4, 1.4, 6.6, 1.4]]  # 3 x 3 pixels; centres 7.5 and 0.5
+RUNS = {"size": [6, 9], "counts": [1, 2, 48, 3]}  # down the columns: (1, 0), (2, 0), and the last three of column 8
+
+
+def segmented(first: Any, second: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for entry, segmentation in zip(content["annotations"], (first, second), strict=True):
+            entry["segmentation"] = segmentation
+
+    return change
+
+
+def pixels(mask: np.ndarray) -> set[tuple[int, int]]:
+    return {(int(y), int(x)) for y, x in np.argwhere(mask)}
+
+
+def test_coco_masks_follow_polygons_and_run_lengths_in_the_order_of_the_boxes(folder: Path) -> None:
+    split = load_dataset(coco(folder, segmented(POLYGON, RUNS))).train
+    assert split.masks is not None
+    masks = split.masks(0)
+    assert masks is not None
+    assert masks.shape == (2, 6, 9)
+    assert masks.dtype == bool
+    assert pixels(masks[0]) == {(y, x) for y in (2, 3, 4) for x in (1, 2, 3)} | {(0, 7)}
+    assert pixels(masks[1]) == {(1, 0), (2, 0), (3, 8), (4, 8), (5, 8)}
+    nothing = split.masks(1)  # an image without annotations
+    assert nothing is not None
+    assert nothing.shape == (0, 6, 8)
+    alone = load_dataset(coco(folder, segmented(POLYGON, RUNS)), crowd=False).train.masks
+    assert alone is not None
+    np.testing.assert_array_equal(alone(0), masks[:1])
+    swapped = split.subset([1, 0]).masks
+    assert swapped is not None
+    np.testing.assert_array_equal(swapped(1), masks)
+
+
+@pytest.mark.parametrize("missing", [None, []])
+def test_an_annotation_without_segmentation_leaves_the_masks_of_its_image_unknown(missing: Any, folder: Path) -> None:
+    masks = load_dataset(coco(folder, segmented(POLYGON, missing))).train.masks
+    assert masks is not None
+    assert masks(0) is None
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 2, 4, 2, 4]], r"annotation 1 has polygon \[1, 2, 4, 2, 4\]; it must be x and y of at least 3 corners"),
+        ([[1, 2, 4, 2]], "annotation 1 has polygon"),
+        ([[1, 2, 4, 2, 4, float("nan")]], "annotation 1 has polygon .*nan.* finite numbers"),
+        ([[1, 2, 4, 2, 4, 1e300]], "annotation 1 has polygon"),
+        ([1, 2, 4, 2, 4, 5], "annotation 1 has polygon 1;"),
+        ("text", "annotation 1 has segmentation 'text'; give polygons or run lengths"),
+        ({"size": [9, 6], "counts": [54]}, r"run lengths of size \[9, 6\], but the image has \[6, 9\]"),
+        ({"counts": [54]}, "annotation 1 has run lengths of size None"),
+        ({"size": [6, 9], "counts": [50, 3]}, "annotation 1 has run lengths whose sum is 53; it must be 6 x 9"),
+        ({"size": [6, 9], "counts": [60, -6]}, "whose sum is no whole numbers"),
+        ({"size": [6, 9], "counts": [1.5, 52.5]}, "whose sum is no whole numbers"),
+        ({"size": [6, 9], "counts": "01<2"}, "annotation 1 has run lengths whose sum is 16; it must be 6 x 9"),
+        ({"size": [6, 9], "counts": "01\n"}, r"run lengths with '\\n', which is not of the compressed form"),
+        ({"size": [6, 9], "counts": "P"}, "annotation 1 has run lengths that end in the middle of a number"),
+        ({"size": [6, 9], "counts": "o" * 99}, "not of the compressed form"),
+    ],
+)
+def test_coco_segmentation_errors_name_the_annotation(segmentation: Any, message: str, folder: Path) -> None:
+    split = load_dataset(coco(folder, segmented(segmentation, RUNS))).train
+    assert split.masks is not None
+    with pytest.raises(DataError, match=message) as caught:
+        split.masks(0)
+    assert "i.json" in str(caught.value)
+
+
+def test_compressed_run_lengths_are_those_of_pycocotools() -> None:
+    """Strings from pycocotools 2.0's ``encode``: a few pixels by name, and a disc."""
+    few = segmentation_mask({"size": [6, 9], "counts": "01<2G0007NK030"}, 6, 9, "here")
+    assert pixels(few) == {(y, x) for y in (1, 2, 3) for x in (2, 3, 4)} | {(5, 8), (0, 0), (2, 6), (2, 7)}
+    text = "TX1=]14L4M2M4M2N2O0O2N2O0O2O0O2O000000000000000000000001N101N101N2N101N2N3L3N3L4LjT1"
+    y, x = np.mgrid[:60, :80]
+    disc = (y - 30) ** 2 + (x - 40) ** 2 < 20**2
+    np.testing.assert_array_equal(segmentation_mask({"size": [60, 80], "counts": text}, 60, 80, "here"), disc)
+
+
+def test_a_polygon_takes_the_pixels_whose_centres_are_inside() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:30, :40] + 0.5
+    for _ in range(30):  # corners outside the image, too, and edges that cross; oracle: count crossings pixel by pixel
+        corners = rng.normal([20, 15], [14, 10], (rng.integers(3, 9), 2))
+        inside = np.zeros((30, 40), bool)
+        for (a, b), (c, d) in zip(corners, np.roll(corners, -1, 0), strict=True):
+            inside ^= ((b <= y) != (d <= y)) & (x > a + (y - b) * (c - a) / (d - b))
+        np.testing.assert_array_equal(polygon_mask(corners, 30, 40), inside)
+    angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    disc = np.stack([100 + 60 * np.cos(angles), 90 + 60 * np.sin(angles)], axis=1)
+    assert polygon_mask(disc, 200, 200).sum() == pytest.approx(np.pi * 60**2, rel=2e-3)
+
+
+def test_a_json_that_changed_has_no_masks_for_the_boxes_read_before(folder: Path) -> None:
+    split = load_dataset(coco(folder, segmented(POLYGON, RUNS))).train
+    coco(folder, lambda content: content["annotations"].pop())
+    assert split.masks is not None
+    with pytest.raises(DataError, match=r"i\.json has other annotations than when it was loaded"):
+        split.masks(0)
+
+
+@pytest.mark.shared
+def test_coco_photos_have_boxes_and_no_masks(shared_data: Path) -> None:
+    train = load_dataset(shared_data / "coco-photos" / "annotations" / "instances_train2017.json").train
+    assert train.masks is not None
+    assert train.boxes is not None
+    assert train.masks(0) is None
+    for i in range(20):
+        found = regions(train, i)
+        assert list(found) == np.flatnonzero(train.targets[i]).tolist()
+        height, width = train.image(i).shape[:2]
+        for c, (mask, by_mask) in found.items():
+            assert mask.shape == (height, width)
+            assert not by_mask
+            boxes = train.boxes(i)[train.boxes(i)[:, 0] == c, 1:]
+            assert mask.sum() <= sum((w + 1) * (h + 1) for _, _, w, h in boxes)
+            assert mask.sum() >= max((w - 1) * (h - 1) for _, _, w, h in boxes)
+
+
 # --- VOC --------------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +489,116 @@ def test_voc_errors_name_what_is_there(folder: Path) -> None:
         load_dataset(devkit)
     with pytest.raises(DataError, match="has no known form"):
         load_dataset(folder)
+
+
+# --- VOC masks and regions --------------------------------------------------------------------------------------------
+
+
+def label_picture(devkit: Path, numbers: np.ndarray, *, mode: str = "P") -> Path:
+    """What ``SegmentationObject`` holds for 000001: objects 1 (person) and 2 (dog, difficult) of a 20 x 10 image."""
+    path = devkit / "VOC2007/SegmentationObject/000001.png"
+    path.parent.mkdir(exist_ok=True)
+    picture = Image.fromarray(numbers.astype(np.uint8))
+    if mode == "P":
+        picture = picture.convert("P")
+        picture.putdata(numbers.ravel().tolist())
+        picture.putpalette(list(range(256)) * 3)
+    else:
+        picture = picture.convert(mode)
+    picture.save(path)
+    return path
+
+
+def numbers() -> np.ndarray:
+    picture = np.zeros((10, 20), int)
+    picture[1:4, 2:8], picture[5:7, 9:12], picture[0] = 2, 1, 255
+    return picture
+
+
+def test_voc_masks_follow_the_numbers_of_the_objects(folder: Path) -> None:
+    devkit = voc(folder)
+    label_picture(devkit, numbers())
+    for difficult, kept in ((True, (1, 2)), (False, (1,))):
+        split = load_dataset(devkit, difficult=difficult).train
+        assert split.masks is not None
+        np.testing.assert_array_equal(split.masks(0), [numbers() == number for number in kept])
+        assert split.masks(1) is None  # no picture of this image
+
+
+def test_voc_label_pictures_that_do_not_fit_are_refused(folder: Path) -> None:
+    devkit = voc(folder)
+    masks = load_dataset(devkit).train.masks
+    assert masks is not None
+    path = label_picture(devkit, np.zeros((10, 21)))
+    with pytest.raises(DataError, match=r"SegmentationObject/000001\.png has 21 x 10 pixels but .*has 20 x 10"):
+        masks(0)
+    label_picture(devkit, np.full((10, 20), 3))
+    with pytest.raises(DataError, match=r"000001\.png shows object 3 but the image's xml file lists 2"):
+        masks(0)
+    label_picture(devkit, np.zeros((10, 20)), mode="RGB")
+    with pytest.raises(DataError, match=r"000001\.png is PNG RGB; label pictures are PNG with a palette"):
+        masks(0)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"000001\.png cannot be decoded"):
+        masks(0)
+
+
+def test_regions_are_masks_where_known_and_boxes_elsewhere(folder: Path) -> None:
+    devkit = voc(folder)
+    label_picture(devkit, numbers())
+    data = load_dataset(devkit)
+    dog, person = data.classes.index("dog"), data.classes.index("person")
+    box = np.zeros((10, 20), bool)
+    box[0:5, 2:12] = True
+    by_mask, by_box = regions(data.train, 0), regions(data.train, 1)
+    assert list(by_mask) == list(by_box) == [dog, person]
+    np.testing.assert_array_equal(by_mask[dog].mask, numbers() == 2)
+    np.testing.assert_array_equal(by_box[dog].mask, box)
+    assert by_mask[dog].by_mask
+    assert not by_box[dog].by_mask
+    label_picture(devkit, np.where(numbers() == 2, 255, numbers()))  # VOC leaves difficult objects unassigned
+    hidden = regions(data.train, 0)
+    np.testing.assert_array_equal(hidden[dog].mask, box)
+    assert not hidden[dog].by_mask
+    assert hidden[person].by_mask
+
+
+def test_regions_unite_objects_and_are_cut_at_the_edges() -> None:
+    def region(*rows: tuple[float, ...]) -> dict[int, Any]:
+        boxes = np.array(rows, np.float32).reshape(-1, 5)
+        split = Split(
+            ids=("a",), targets=np.zeros((1, 3), np.uint8), fingerprints=("",), boxes=lambda i: boxes,
+            read=lambda i: np.zeros((4, 5, 3), np.uint8),
+        )  # fmt: skip
+        return {c: pixels(found.mask) for c, found in regions(split, 0).items()}
+
+    assert region() == {}
+    assert region((2, 0, 0, 2, 1), (0, 3, 3, 9, 9), (2, -3, 2, 4, 1)) == {
+        0: {(3, 3), (3, 4)},
+        2: {(0, 0), (0, 1), (2, 0)},
+    }
+    assert region((1, 0.5, 1.4, 1.2, 1.2)) == {1: {(1, 0), (1, 1), (2, 0), (2, 1)}}
+    assert region((1, 2.6, 1.6, 0.3, 0.0)) == {1: {(1, 2)}}  # between the centres
+    assert region((1, 7, 1, 2, 2)) == {}  # outside
+
+
+def test_regions_need_boxes(folder: Path) -> None:
+    table = load_dataset(write(folder / "t.csv", "path,labels", "a.png,dog")).train
+    with pytest.raises(DataError, match="knows no boxes; regions need a COCO json, a VOC devkit or scenes-lt"):
+        regions(table, 0)
+
+
+def test_regions_of_scenes_are_its_visible_pixels() -> None:
+    test = load_dataset("scenes-lt", test=20).test
+    assert test.masks is not None
+    assert test.boxes is not None
+    for i in range(len(test)):
+        found, masks, classes = regions(test, i), test.masks(i), test.boxes(i)[:, 0].astype(int)
+        assert masks is not None
+        assert list(found) == np.flatnonzero(test.targets[i]).tolist()
+        for c, (mask, by_mask) in found.items():
+            assert by_mask
+            np.testing.assert_array_equal(mask, masks[classes == c].any(0))
 
 
 # --- options of every source ------------------------------------------------------------------------------------------

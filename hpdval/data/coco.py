@@ -1,9 +1,11 @@
-"""COCO: instances json files with image-level labels taken from the annotated objects, and boxes."""
+"""COCO: instances json files with image-level labels taken from the annotated objects, boxes and masks."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Container, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.decode import image_size
 from hpdval.data.listing import Listing, assemble, check_classes, companion
+from hpdval.data.masks import segmentation_mask
 from hpdval.errors import DataError, HpdvalError
 from hpdval.files import read_json
 
@@ -29,6 +32,8 @@ def load_coco(
     """Return the images of a training and, where given, of a test json; classes in the order of category ids.
 
     An image without annotations is valid and has no label.  Ids are ``folder/file_name``, as in the published lists.
+    Masks are known for an image whose annotations all have a ``segmentation``; whoever first asks for one waits until
+    the json is read again, so that nobody else keeps its polygons in memory.
 
     Args:
         source: the training ``instances_*.json``.
@@ -76,24 +81,58 @@ def _read_split(
             raise DataError(f"{path}: image id {image_id} is given twice")
         files[image_id] = _get(path, "images", entry, "file_name", str)
     sizes = [(entry.get("width"), entry.get("height")) for entry in content["images"]]
-    objects = list(_objects(path, content["annotations"], files, column, crowd).values())
+    objects: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in files}
+    for where, image_id, category, entry in _counted(path, content["annotations"], files, column, crowd):
+        objects[image_id].append((column[category], *_box(where, entry.get("bbox"))))
 
     base, name = folder
     listing = Listing(path)
-    for file_name, rows in zip(files.values(), objects, strict=True):
-        listing.add(f"{name}/{file_name}" if name else file_name, [int(row[0]) for row in rows])
-    ids = listing.ids
+    for image_id, file_name in files.items():
+        listing.add(f"{name}/{file_name}" if name else file_name, [int(row[0]) for row in objects[image_id]])
+    ids, image_ids = listing.ids, list(files)
 
-    def boxes(index: int) -> np.ndarray:
+    def size(index: int) -> tuple[int, int]:
         found = image_size(base / ids[index])
         if None not in sizes[index] and sizes[index] != found:
             raise DataError(
                 f"{base / ids[index]} has {found[0]} x {found[1]} pixels upright but {path.name} has its boxes in "
                 f"{sizes[index][0]} x {sizes[index][1]}; use the images it was made for"
             )
-        return np.array(objects[index], np.float32).reshape(-1, 5)
+        return found
 
-    return listing.split(base, len(classes), require_images=require_images, boxes=boxes), classes
+    def boxes(index: int) -> np.ndarray:
+        size(index)
+        return np.array(objects[image_ids[index]], np.float32).reshape(-1, 5)
+
+    read = _segmentations(path, {image_id: len(rows) for image_id, rows in objects.items()}, column, crowd)
+
+    def masks(index: int) -> np.ndarray | None:
+        width, height = size(index)
+        known = read()[image_ids[index]]
+        if any(one is None or one == [] for _, one in known):
+            return None
+        found = [segmentation_mask(one, height, width, where) for where, one in known]
+        return np.array(found, bool).reshape(-1, height, width)
+
+    split = listing.split(base, len(classes), require_images=require_images, boxes=boxes, masks=masks)
+    return split, classes
+
+
+def _segmentations(
+    path: Path, counts: dict[int, int], column: dict[int, int], crowd: bool
+) -> Callable[[], dict[int, list[tuple[str, Any]]]]:
+    """Return a function that reads (where, segmentation) of the objects of each image id from the file, once."""
+
+    @cache
+    def read() -> dict[int, list[tuple[str, Any]]]:
+        found: dict[int, list[tuple[str, Any]]] = {image_id: [] for image_id in counts}
+        for where, image_id, _, entry in _counted(path, _content(path)["annotations"], counts, column, crowd):
+            found[image_id].append((where, entry.get("segmentation")))
+        if {image_id: len(rows) for image_id, rows in found.items()} != counts:
+            raise DataError(f"{path} has other annotations than when it was loaded; load it again")
+        return found
+
+    return read
 
 
 def _content(path: Path) -> dict[str, list[Any]]:
@@ -124,20 +163,18 @@ def _columns(
     return column, classes
 
 
-def _objects(
-    path: Path, annotations: list[Any], files: dict[int, str], column: dict[int, int], crowd: bool
-) -> dict[int, list[tuple[float, ...]]]:
-    """Return rows of class index, x, y, width, height for each image id, in the order of ``files``."""
-    rows: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in files}
+def _counted(
+    path: Path, annotations: list[Any], known: Container[int], column: dict[int, int], crowd: bool
+) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+    """Yield (where, image id, category id, annotation) of each object that counts, in the order of the file."""
     for entry in annotations:
         where = f"{path}: annotation {entry.get('id') if isinstance(entry, dict) else entry!r}"
         image_id, category = (_get(path, "annotations", entry, key, int) for key in ("image_id", "category_id"))
-        if image_id not in files or category not in column:
-            kind, value = ("image", image_id) if image_id not in files else ("category", category)
+        if image_id not in known or category not in column:
+            kind, value = ("image", image_id) if image_id not in known else ("category", category)
             raise DataError(f"{where} names {kind} {value}, which is not in the file")
         if crowd or not entry.get("iscrowd"):
-            rows[image_id].append((column[category], *_box(where, entry.get("bbox"))))
-    return rows
+            yield where, image_id, category, entry
 
 
 def _get(path: Path, part: str, entry: Any, key: str, kind: type) -> Any:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from hpdval.errors import DataError
 from hpdval.groups import class_groups
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Split:
     changes whenever the pixels may have changed (size and modification time of a file, seed and generator version of a
     drawn image) without reading them: it keys the decoded store.  ``boxes(i)``, where a source knows them, returns
     (n, 5) float32 rows of class index, x, y, width, height in pixels of the image as read; ``masks(i)`` the matching
-    (n, H, W) bool array.
+    (n, H, W) bool array, or None for an image whose masks are not known.
     """
 
     ids: tuple[str, ...]
@@ -31,7 +34,7 @@ class Split:
     read: Callable[[int], np.ndarray]
     fingerprints: tuple[str, ...]
     boxes: Callable[[int], np.ndarray] | None = None
-    masks: Callable[[int], np.ndarray] | None = None
+    masks: Callable[[int], np.ndarray | None] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -53,7 +56,7 @@ class Split:
         """Return the images at ``indices``, in that order."""
         chosen = [int(i) for i in indices]
 
-        def pick(function: Callable[[int], np.ndarray] | None) -> Callable[[int], np.ndarray] | None:
+        def pick(function: Callable[[int], T] | None) -> Callable[[int], T] | None:
             return None if function is None else lambda i: function(chosen[i])
 
         return Split(

@@ -65,6 +65,24 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         raise DataError(f"{name} cannot be decoded: {_reason(path, error)}") from error
 
 
+def read_indices(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the palette indices (or grey values) of a PNG as (H, W) uint8: what a picture of labels stores.
+
+    Raises:
+        DataError: damaged, too large, or of colours instead of one byte for each pixel.
+    """
+    name = os.fspath(path)
+    try:
+        with _open(path, name) as image:
+            if image.format != "PNG" or image.mode not in ("P", "L"):
+                raise DataError(f"{name} is {image.format} {image.mode}; label pictures are PNG with a palette")
+            return np.array(image)
+    except DataError:
+        raise
+    except Exception as error:  # as in `decode`
+        raise DataError(f"{name} cannot be decoded: {_reason(path, error)}") from error
+
+
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
     """Read the header and refuse what is too large to decode."""
     try:

@@ -61,6 +61,7 @@ class Listing:
         *,
         require_images: bool = True,
         boxes: Callable[[int], np.ndarray] | None = None,
+        masks: Callable[[int], np.ndarray | None] | None = None,
     ) -> Split:
         """Look at every file once and return the split.
 
@@ -94,6 +95,7 @@ class Listing:
             read=lambda i: decode(os.path.join(folder, ids[i])),
             fingerprints=tuple(fingerprints),
             boxes=boxes,
+            masks=masks,
         )
 
 
