@@ -1,4 +1,4 @@
-"""Average precision, protocols, groups and statistics; numpy only, knows nothing of models."""
+"""Average precision, localisation, protocols, groups and statistics; numpy only, knows nothing of models."""
 
 from hpdval.metrics.average_precision import (
     average_precision,
@@ -7,6 +7,21 @@ from hpdval.metrics.average_precision import (
     voc11_average_precision,
 )
 from hpdval.metrics.evaluate import Evaluation, evaluate
+from hpdval.metrics.localisation import (
+    Localisation,
+    best_iou,
+    centre_map,
+    energy_inside,
+    pointing_game,
+    random_map,
+)
+from hpdval.metrics.localisation_intervals import (
+    class_means,
+    localisation_class_differences,
+    localisation_difference,
+    localisation_interval,
+    size_bounds,
+)
 from hpdval.metrics.protocol import Protocol
 from hpdval.metrics.readout import READOUTS, apply_readout
 from hpdval.metrics.significance import detectable_difference, holm, permutation_test, power_note
@@ -18,19 +33,30 @@ __all__ = [
     "DecisionScores",
     "Evaluation",
     "Interval",
+    "Localisation",
     "Protocol",
     "apply_readout",
     "average_precision",
+    "best_iou",
     "bootstrap",
+    "centre_map",
+    "class_means",
     "decision_scores",
     "detectable_difference",
+    "energy_inside",
     "evaluate",
     "gains",
     "holm",
+    "localisation_class_differences",
+    "localisation_difference",
+    "localisation_interval",
     "mean_average_precision",
     "micro_average_precision",
     "paired_bootstrap",
     "permutation_test",
+    "pointing_game",
     "power_note",
+    "random_map",
+    "size_bounds",
     "voc11_average_precision",
 ]

@@ -194,7 +194,7 @@ def _intervals(
     for group, classes in {"total": np.arange(n_classes), **class_groups(class_counts)}.items():
         exact = [np.array([known_mean(np.array([r.ap for r in run])[classes]) for run in runs]) for runs in rankings]
         per_seed = _difference(exact)
-        result[group] = _interval(
+        result[group] = centred_interval(
             per_seed,
             _difference([known_mean(values[classes]) for values in drawn]),
             _difference([known_mean(values[classes]) for values in left_out]),
@@ -203,8 +203,18 @@ def _intervals(
     return result
 
 
-def _interval(per_seed: Floats, drawn: Floats, left_out: Floats, level: float) -> Interval:
-    """Return the bootstrap interval, centred and scaled by the jackknife (see the module), in percent."""
+def centred_interval(
+    per_seed: Floats, drawn: Floats, left_out: Floats, level: float, *, unbiased: bool = False
+) -> Interval:
+    """Return the bootstrap interval, centred and scaled by the jackknife (see the module), in percent.
+
+    Args:
+        per_seed: (S,) the estimate of each seed.
+        drawn: (R,) of each resample, the mean over seeds; NaN where it has none.
+        left_out: (N,) without each image in turn, likewise.
+        level: confidence.
+        unbiased: whether the estimate has no bias to be removed: a mean, unlike an AP.
+    """
     estimate = float(per_seed.mean())
     drawn, left_out = drawn[~np.isnan(drawn)], left_out[~np.isnan(left_out)]
     if math.isnan(estimate) or not drawn.size or not left_out.size:
@@ -212,7 +222,7 @@ def _interval(per_seed: Floats, drawn: Floats, left_out: Floats, level: float) -
             estimate=math.nan, low=math.nan, high=math.nan, level=level, per_seed=(math.nan,) * len(per_seed)
         )
     n = left_out.size
-    bias = (n - 1) * (left_out.mean() - estimate)
+    bias = 0.0 if unbiased else (n - 1) * (left_out.mean() - estimate)
     error = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
     spread = drawn.std()
     scale = error / spread * _student(left_out, level) if spread > 0 else 0.0
