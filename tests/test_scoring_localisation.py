@@ -60,10 +60,10 @@ def test_the_map_of_the_middle_goes_the_same_way(data: Dataset, scorer: Scorer) 
 
 def test_models_are_measured_beside_maps_that_know_nothing(data: Dataset, scorer: Scorer) -> None:
     records = localise_models({"zero-shot": scorer}, data.test, methods=["rollout"], tolerance=3, show=False)
-    assert list(records) == ["random map", "centre map", "rollout: zero-shot"]
+    assert list(records) == ["random", "centre", "rollout: zero-shot"]
     assert {record.tolerance for record in records.values()} == {3}
     again = localise(scorer, data.test, method="random", tolerance=3)
-    np.testing.assert_array_equal(again.values["iou"], records["random map"].values["iou"])
+    np.testing.assert_array_equal(again.values["iou"], records["random"].values["iou"])
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(data: Dataset, scorer: Scorer) -> None:

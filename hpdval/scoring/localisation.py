@@ -92,7 +92,7 @@ def localise_models(
 ) -> dict[str, Localisation]:
     """Return the records of several models by several methods, and first of the maps that know nothing.
 
-    Their names are ``"random map"``, ``"centre map"``, then ``"similarity: zero-shot"`` and so on.
+    Their names are ``"random"``, ``"centre"``, then ``"similarity: zero-shot"`` and so on.
 
     Args:
         models: on the same classes; the first one's grid of patches is that of the maps that know nothing.
@@ -100,7 +100,7 @@ def localise_models(
     """
     options["known"] = [regions(split, i) for i in range(len(split))]
     first = next(iter(models.values()))
-    records = {f"{blind} map": localise(first, split, method=blind, **options) for blind in BLIND}
+    records = {blind: localise(first, split, method=blind, **options) for blind in BLIND}
     for method in methods:
         records |= {f"{method}: {name}": localise(m, split, method=method, **options) for name, m in models.items()}
     return records
