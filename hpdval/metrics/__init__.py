@@ -6,6 +6,14 @@ from hpdval.metrics.average_precision import (
     micro_average_precision,
     voc11_average_precision,
 )
+from hpdval.metrics.calibration import (
+    Platt,
+    Reliability,
+    best_f1_thresholds,
+    group_reliability,
+    platt,
+    reliability,
+)
 from hpdval.metrics.evaluate import Evaluation, evaluate
 from hpdval.metrics.localisation import (
     Localisation,
@@ -34,9 +42,12 @@ __all__ = [
     "Evaluation",
     "Interval",
     "Localisation",
+    "Platt",
     "Protocol",
+    "Reliability",
     "apply_readout",
     "average_precision",
+    "best_f1_thresholds",
     "best_iou",
     "bootstrap",
     "centre_map",
@@ -46,6 +57,7 @@ __all__ = [
     "energy_inside",
     "evaluate",
     "gains",
+    "group_reliability",
     "holm",
     "localisation_class_differences",
     "localisation_difference",
@@ -54,9 +66,11 @@ __all__ = [
     "micro_average_precision",
     "paired_bootstrap",
     "permutation_test",
+    "platt",
     "pointing_game",
     "power_note",
     "random_map",
+    "reliability",
     "size_bounds",
     "voc11_average_precision",
 ]
