@@ -14,6 +14,14 @@ from hpdval.metrics.calibration import (
     platt,
     reliability,
 )
+from hpdval.metrics.errors import (
+    Leakage,
+    Mistake,
+    best_false_positives,
+    co_occurrence_leakage,
+    companions,
+    worst_false_negatives,
+)
 from hpdval.metrics.evaluate import Evaluation, evaluate
 from hpdval.metrics.localisation import (
     Localisation,
@@ -41,17 +49,22 @@ __all__ = [
     "DecisionScores",
     "Evaluation",
     "Interval",
+    "Leakage",
     "Localisation",
+    "Mistake",
     "Platt",
     "Protocol",
     "Reliability",
     "apply_readout",
     "average_precision",
     "best_f1_thresholds",
+    "best_false_positives",
     "best_iou",
     "bootstrap",
     "centre_map",
     "class_means",
+    "co_occurrence_leakage",
+    "companions",
     "decision_scores",
     "detectable_difference",
     "energy_inside",
@@ -73,4 +86,5 @@ __all__ = [
     "reliability",
     "size_bounds",
     "voc11_average_precision",
+    "worst_false_negatives",
 ]
