@@ -2,6 +2,7 @@
 
 from hpdval.plots.comparisons import class_ranks, gain_waterfall, sensitivity
 from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_class
+from hpdval.plots.errors import calibration_curve, leakage_by_class
 from hpdval.plots.heatmaps import heatmap_grid, heatmaps
 from hpdval.plots.images import example_images, ranking_examples
 from hpdval.plots.published import against_published
@@ -21,6 +22,7 @@ __all__ = [
     "Chart",
     "against_published",
     "ap_against_frequency",
+    "calibration_curve",
     "class_change",
     "class_frequency",
     "class_ranks",
@@ -32,6 +34,7 @@ __all__ = [
     "group_bars",
     "heatmap_grid",
     "heatmaps",
+    "leakage_by_class",
     "loss_curves",
     "object_sizes_by_class",
     "ranking_examples",

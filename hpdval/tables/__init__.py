@@ -1,5 +1,12 @@
 """Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
 
+from hpdval.tables.errors import (
+    calibration_summary,
+    calibration_table,
+    class_error_table,
+    leakage_table,
+    mistake_table,
+)
 from hpdval.tables.inventory import list_runs
 from hpdval.tables.protocols import per_class_comparison, protocol_table
 from hpdval.tables.published import PUBLISHED, published_per_class, published_results
@@ -27,14 +34,19 @@ from hpdval.tables.sizes import object_sizes, size_table
 __all__ = [
     "PUBLISHED",
     "ShownTable",
+    "calibration_summary",
+    "calibration_table",
     "class_differences",
+    "class_error_table",
     "comparison_significance",
     "comparison_table",
     "difference_table",
     "formatted",
     "group_names",
     "interval_table",
+    "leakage_table",
     "list_runs",
+    "mistake_table",
     "object_sizes",
     "per_class_comparison",
     "per_class_table",
