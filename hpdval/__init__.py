@@ -22,6 +22,7 @@ _EXPORTS = {
     "score_run": "hpdval.scoring",
     "load_run": "hpdval.scoring",
     "Scorer": "hpdval.scoring",
+    "error_report": "hpdval.error_analysis",
     "train": "hpdval.training.stages",
     "launch_training": "hpdval.launch",
     "train_joint": "hpdval.training.joint",
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "average_precision",
     "dual_view_scores",
+    "error_report",
     "evaluate",
     "get_recipe",
     "given",
@@ -67,6 +69,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hpdval.data.load import load_dataset
+    from hpdval.error_analysis import error_report
     from hpdval.errors import HpdvalError
     from hpdval.launch import launch_training
     from hpdval.metrics import average_precision, evaluate, paired_bootstrap

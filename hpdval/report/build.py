@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hpdval.errors import ConfigError, RunError
-from hpdval.files import atomic_write, read_json
+from hpdval.errors import ConfigError
 from hpdval.plots import figure_bytes
 from hpdval.provenance import code_state
 from hpdval.report.analyse import Analysis, Statistics, analyse, workers
 from hpdval.report.document import Document, Section, Table
 from hpdval.report.draw import comparison_pictures
+from hpdval.report.folder import earlier_files, write_folder
 from hpdval.report.gather import Folder, Gathered, gather
 from hpdval.report.page import html_page, markdown_page, markdown_table
 from hpdval.report.tabulate import comparison_tables, summary_table
@@ -64,7 +61,7 @@ def build_report(
     if unknown := [kind for kind in figures if kind not in FORMATS]:
         raise ConfigError(f"{unknown[0]!r} is no format of figures; choose from {', '.join(FORMATS)}")
     folder = Path(out).expanduser().resolve()
-    earlier = _earlier_files(folder)
+    earlier = earlier_files(folder, KIND)
     gathered = gather(sources)
     analyses, count = [], len(gathered.comparisons)
     with workers(processes) as mapped:
@@ -78,7 +75,7 @@ def build_report(
     document = _document(gathered, analyses, title, resamples=resamples, permutations=permutations)
     files = _files(document, figures)
     about = {"title": document.title, "resamples": resamples, "permutations": permutations, "figures": list(figures)}
-    _write(folder, files, {**about, "code": code_state(), "inputs": _inputs(analyses)}, earlier)
+    write_folder(folder, KIND, files, {**about, "code": code_state(), "inputs": _inputs(analyses)}, earlier)
     return folder / "index.html"
 
 
@@ -172,47 +169,3 @@ def _files(document: Document, figures: Sequence[str]) -> dict[str, bytes]:
             drawn = drawings[picture.name] if kind == "svg" else figure_bytes(picture.chart, kind, dpi=DPI)
             found[f"figures/{picture.name}.{kind}"] = drawn
     return found
-
-
-def _earlier_files(folder: Path) -> set[str]:
-    """Return the files of the report that ``folder`` holds already.
-
-    Raises:
-        RunError: it holds other files, too, or is no folder.
-    """
-    if not folder.exists():
-        return set()
-    if not folder.is_dir():
-        raise RunError(f"{folder} is a file; choose a folder for the report")
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    manifest = read_json(folder / "manifest.json") if "manifest.json" in there else {}
-    listed = manifest["files"] if isinstance(manifest, dict) and manifest.get("kind") == KIND else {}
-    known = {"manifest.json", *listed} if listed else set()
-    # what a killed build left half written begins with a point, see files.atomic_write
-    foreign = sorted(name for name in there - known if not (listed and Path(name).name.startswith(".")))
-    if foreign:
-        raise RunError(
-            f"{folder} holds files that are not of a report ({', '.join(foreign[:3])}); choose another folder"
-        )
-    return there - {"manifest.json"}
-
-
-def _write(folder: Path, files: Mapping[str, bytes], about: Mapping[str, Any], earlier: set[str]) -> None:
-    """Write the files, remove those of an earlier report, and say so in the manifest, before and after."""
-    hashes = {name: sha256(data).hexdigest() for name, data in sorted(files.items())}
-    _write_manifest(folder, {"status": "being written", "files": dict.fromkeys(sorted({*hashes, *earlier}))})
-    for name, data in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(data)
-    for name in earlier - {*files}:
-        (folder / name).unlink(missing_ok=True)
-    for place in {(folder / name).parent for name in earlier} - {folder}:
-        if place.exists() and not os.listdir(place):
-            place.rmdir()
-    _write_manifest(folder, {"status": "done", **about, "files": hashes})
-
-
-def _write_manifest(folder: Path, record: Mapping[str, Any]) -> None:
-    with atomic_write(folder / "manifest.json", "w") as file:
-        json.dump({"kind": KIND, **record}, file, indent=1, ensure_ascii=False)
-        file.write("\n")

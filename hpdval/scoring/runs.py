@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hpdval.config import Experiment
-from hpdval.data.dataset import Dataset
+from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
 from hpdval.distributed import FollowedRun, everyones, follow, rank, same_error
 from hpdval.errors import RunError
@@ -99,7 +99,7 @@ def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[
         for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
     }
     labels = {
-        name: digest(split.ids, split.targets.tolist())
+        name: label_digest(split)
         for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
     }
     return {
@@ -112,6 +112,11 @@ def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[
         "start": start.method,
         "device": start.clip.device.type,
     }
+
+
+def label_digest(split: Split) -> str:
+    """Return the digest of a split's images and labels, as a run keeps it."""
+    return digest(split.ids, split.targets.tolist())
 
 
 def score_run(
