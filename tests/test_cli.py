@@ -39,7 +39,7 @@ def test_help_is_there_in_half_a_second() -> None:
     assert result.returncode == 0
     assert all(
         name in result.stdout
-        for name in ("demo", "run", "study", "sweep", "predict", "report", "runs", "data", "doctor")
+        for name in ("demo", "run", "study", "sweep", "predict", "report", "errors", "runs", "data", "doctor")
     )
     assert best < 0.5  # about 0.07 s
 

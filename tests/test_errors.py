@@ -6,14 +6,16 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
+from hpdval import tables
 from hpdval.errors import ConfigError
 from hpdval.metrics import (
     Mistake,
     best_false_positives,
     co_occurrence_leakage,
     companions,
+    reliability,
     worst_false_negatives,
 )
 
@@ -151,3 +153,57 @@ def test_a_class_without_companions_has_one_part() -> None:
     assert math.isnan(found.with_companion.chance)
     with pytest.raises(ConfigError, match="train_targets have 2 classes and the scores 3"):
         co_occurrence_leakage(RNG.random((6, 3)), targets, np.ones((4, 2)))
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+NAMES, COUNTS = ("a", "b;", "c", "d"), np.array([300, 50, 30, 2])
+
+
+def test_decisions_at_the_thresholds_are_scikit_learns() -> None:
+    thresholds = np.array([0.5, 0.0, np.nan, 99.0])
+    table = tables.class_error_table(NAMES, COUNTS, TARGETS, TIED, thresholds=thresholds)
+    assert table["group"].tolist() == ["head", "medium", "medium", "tail"]
+    for c in (0, 1):
+        expected = precision_recall_fscore_support(TARGETS[:, c], TIED[:, c] >= thresholds[c], average="binary")
+        found = table.loc[c, ["precision", "recall", "F1"]].astype(float)
+        assert found.tolist() == pytest.approx([100 * value for value in expected[:3]])
+        assert table.loc[c, "AP"] == pytest.approx(ap(TIED[:, c], TARGETS[:, c]))
+    assert table.loc[2, ["precision", "recall", "F1"]].isna().all(), "no threshold, no decision"
+    assert math.isnan(table.loc[3, "precision"]), "nothing is predicted"
+    assert table.loc[3, ["recall", "F1"]].tolist() == [0, 0]
+    assert "threshold" not in tables.class_error_table(NAMES, COUNTS, TARGETS, TIED)
+
+
+def test_mistakes_one_by_one() -> None:
+    ids = [f"{i}.jpg" for i in range(len(TARGETS))]
+    table = tables.mistake_table(NAMES, ids, TARGETS, TIED, n=2)
+    assert (
+        table.groupby("class", sort=False)["mistake"].apply(list).tolist()
+        == [["false positive"] * 2 + ["false negative"] * 2] * 4
+    )
+    for row in table.to_dict("records"):
+        c, i = NAMES.index(row["class"]), row["index"]
+        assert row["image"] == f"{i}.jpg"
+        assert row["score"] == TIED[i, c]
+        assert row["labels"] == ";".join(name for name, there in zip(NAMES, TARGETS[i], strict=True) if there)
+        assert TARGETS[i, c] == (row["mistake"] == "false negative")
+
+
+def test_leakage_and_calibration_as_tables() -> None:
+    scores, targets = leaking(1.0)
+    found = co_occurrence_leakage(scores, targets, targets, most=1, resamples=20)
+    table = tables.leakage_table(["thing", "company"], [120, 10], found)
+    assert table.loc[0, "companions"] == f"company {100 * targets[targets[:, 0] == 1, 1].mean():.0f} %"
+    assert (table["images with"] + table["images without"] == 600).all()
+    assert table.loc[0, "AP with"] == found[0].with_companion.ap.estimate
+    assert table["leakage"].tolist() == [one.leakage for one in found]
+    groups = {"total": reliability([[0.1], [0.9]], [[0], [1]], bins=2), "tail": reliability([[math.nan]], [[1]])}
+    bins, summary = tables.calibration_table(groups), tables.calibration_summary(groups)
+    assert bins[["classes", "bin", "predicted", "observed", "pairs"]].to_numpy().tolist() == [
+        ["total", 1, 10.0, 0.0, 1],
+        ["total", 2, 90.0, 100.0, 1],
+    ]
+    assert summary.to_dict("records") == [
+        {"classes": "total", "pairs": 2, "ECE": pytest.approx(10.0), "Brier": pytest.approx(0.01)}
+    ]

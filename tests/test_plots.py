@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from hpdval import plots, tables
-from hpdval.metrics import bootstrap, evaluate
+from hpdval.metrics import bootstrap, co_occurrence_leakage, evaluate, group_reliability, platt
 from hpdval.plots.style import plain
 
 NASTY = ["<b>bold</b>", "cash_$$", "$\\frac$", "traffic_light", "a name that is far too long to stand anywhere"]
@@ -62,6 +63,15 @@ def published(world: World) -> pd.DataFrame:
     return table
 
 
+def reliabilities(world: World) -> Any:
+    found = platt(world.before, world.targets).probabilities(world.after)
+    return group_reliability(found, world.targets, world.counts, bins=5)
+
+
+def leakages(world: World) -> Any:
+    return co_occurrence_leakage(world.after, world.targets, world.targets, share=0.1, resamples=20)
+
+
 FIGURES: dict[str, Callable[[World], plots.Chart]] = {
     "class_frequency": lambda w: plots.class_frequency(w.classes, w.counts, reference=w.counts),
     "co_occurrence": lambda w: plots.co_occurrence(w.classes, w.targets),
@@ -77,6 +87,8 @@ FIGURES: dict[str, Callable[[World], plots.Chart]] = {
     "class_change": lambda w: plots.class_change(
         w.classes, w.counts, tables.class_differences(w.after, w.before, w.targets, w.counts, resamples=5)
     ),
+    "calibration_curve": lambda w: plots.calibration_curve(reliabilities(w)),
+    "leakage_by_class": lambda w: plots.leakage_by_class(w.classes, w.counts, leakages(w)),
     "against_published": lambda w: plots.against_published(published(w)),
     "sensitivity": lambda w: plots.sensitivity([0.1, 50], [intervals(w)["a"]] * 2, axis="$\\frac$_x", reference=0.1),
     "gain_waterfall": lambda w: plots.gain_waterfall(w.classes, w.counts, w.ap["b"].per_class - w.ap["a"].per_class),
@@ -245,6 +257,32 @@ def test_against_published_joins_both_numbers_of_each_class() -> None:
     below = axes.texts[0].get_text()
     assert "read-out raw" in below, "how either was measured is part of the figure"
     assert "read-out l2" in below
+
+
+def test_calibration_draws_each_group_in_both_panels() -> None:
+    found = reliabilities(World(8))
+    linear, logarithmic = plots.calibration_curve(found).axes
+    curves = [bars[0].get_xydata() for bars in linear.containers]  # type: ignore[index]
+    for curve, one in zip(curves, found.values(), strict=True):
+        np.testing.assert_allclose(curve, 100 * np.column_stack([one.predicted, one.observed]))
+    assert (logarithmic.get_xscale(), logarithmic.get_yscale()) == ("log", "log")
+    drawn = np.concatenate([bars[0].get_xydata() for bars in logarithmic.containers])  # type: ignore[index]
+    assert (drawn > 0).all(), "a share of 0 has no logarithm"
+    nothing = group_reliability(np.full((4, 2), np.nan), np.ones((4, 2)), [200, 3])
+    assert plots.calibration_curve(nothing)._repr_png_(), "no class could be calibrated"
+
+
+def test_leakage_stands_by_frequency_and_leaves_out_classes_without_companions() -> None:
+    world = World(5)
+    found = leakages(world)
+    names = [c for c in range(5) if found[c].companions]
+    left, right = plots.leakage_by_class(world.classes, world.counts, found).axes
+    counts = [int(re.findall(r"\((\d+)\)", text.get_text())[-1]) for text in left.get_yticklabels()]
+    assert counts == sorted(world.counts[c] for c in names)
+    drawn = [line.get_xdata()[0] for line in right.lines if line.get_marker() == "D"]
+    assert drawn == [found[c].leakage for c in reversed(names)]
+    alone = co_occurrence_leakage(world.after, world.targets, world.targets, most=0, resamples=5)
+    assert plots.leakage_by_class(world.classes, world.counts, alone)._repr_png_(), "no class has companions"
 
 
 def test_names_are_shown_as_they_are_written() -> None:

@@ -1,7 +1,7 @@
 """Decisions and probabilities from scores: a threshold and a logistic curve for each class, and how far to trust them.
 
 Nothing here may be fitted on test images.  Fitted on the training images of a fine-tuned model it is optimistic: such a
-model scores what it was trained on too well, so thresholds come out too high and probabilities too sure.  Use the
+model scores what it was trained on too well, so thresholds tend to be too high and probabilities too sure.  Use the
 validation part where there is one; :class:`Platt` keeps the name of the part it was fitted on.
 
 Letters: N images, C classes, B bins.
