@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ablations test lint lab bench nightly fix scenes-clip scenes-vit clean
+.PHONY: help setup demo ablations test lint lab docs bench nightly fix scenes-clip scenes-vit clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -53,6 +53,9 @@ fix: setup  ## format, and mend what ruff can
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+docs: setup  ## the site, into build/docs (open build/docs/index.html; ARGS="-b linkcheck" asks outer links)
+	@$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs $(ARGS) && echo build/docs/index.html
 
 bench: export OMP_NUM_THREADS ?= 1
 bench: setup  ## speed and memory, into reports/benchmarks (ARGS="growth --repeats 5"; --quick for a smoke test)
