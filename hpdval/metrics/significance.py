@@ -58,7 +58,7 @@ def permutation_test(
 ) -> dict[str, float]:
     """Return two-sided p-values of mAP(A) - mAP(B) for ``total``, ``head``, ``medium`` and ``tail``.
 
-    p = (1 + #{|T*| >= |T|}) / (1 + R), T the mean over paired seeds [Phipson and Smyth, 2010, eq. 2], where each
+    ``p = (1 + #{|T*| >= |T|}) / (1 + R)``, T the mean over paired seeds [Phipson and Smyth, 2010, eq. 2], where each
     permutation exchanges the within-class ranks of A and B for a random half of the images (see the module).
 
     Args:

@@ -1,11 +1,9 @@
 """Where and how precisely to compute: the device, and the named numeric modes in which encoders run.
 
-| mode | weights | arithmetic |
-|---|---|---|
-| ``float32`` | float32 | float32, eager: the default on a CPU, for exact repetition |
-| ``bfloat16`` | float32 | autocast: the default on CUDA |
-| ``pure-bfloat16`` | bfloat16, cast from float32 master weights at each step where they learn | bfloat16 throughout |
-| ``float16`` | float32 | autocast with a scaled loss: the default on CUDA without bfloat16 |
+- ``float32``: weights and arithmetic in float32, eager; the default on a CPU, for exact repetition.
+- ``bfloat16``: weights float32, autocast; the default on CUDA.
+- ``pure-bfloat16``: bfloat16 throughout; weights that learn have a float32 master, from which each step casts them.
+- ``float16``: weights float32, autocast with a scaled loss; the default on CUDA without bfloat16.
 
 Scores, losses and weights that learn are float32 in every mode.
 """
