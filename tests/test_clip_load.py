@@ -338,6 +338,7 @@ def test_positions_are_interpolated_only_when_asked(config: Path, trained: Clip,
     trained.save(tmp_path / "model")
     larger = load_clip(config, pretrained=tmp_path / "model", image_size=64)
     assert (larger.image_size, larger.patch_grid, larger.preprocess.size) == (64, (8, 8), 64)
+    assert load_clip("scenes", image_size=96).patch_grid == (12, 12)  # whose weights are stored in half precision
     assert larger.encode_image(torch.zeros(1, 3, 64, 64)).patches.shape == (1, 64, 16)
     changed(config, vision_cfg={**SMALL["vision_cfg"], "image_size": 64})
     with pytest.raises(ModelError, match=r"wrong shape visual.positional_embedding \(17, 32\) for \(65, 32\)"):

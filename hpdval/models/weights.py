@@ -160,7 +160,8 @@ def load_weights(
             state.update({key: own[key]} if key in own else {})
         else:
             state[key] = state[key].reshape(own[key].shape)
-    if resize:
+    if resize:  # in float32: half precision, as the shipped weights are, has no bicubic interpolation on a CPU
+        state = {k: v.float() if k.endswith("positional_embedding") else v for k, v in state.items()}
         resize_pos_embed(state, model)
     wrong = [
         f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"
