@@ -55,7 +55,7 @@ lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 docs: setup  ## the site, into build/docs (open build/docs/index.html; ARGS="-b linkcheck" asks outer links)
-	@$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs $(ARGS) && echo build/docs/index.html
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -c docs -d build/doctrees . build/docs $(ARGS) && echo build/docs/index.html
 
 bench: export OMP_NUM_THREADS ?= 1
 bench: setup  ## speed and memory, into reports/benchmarks (ARGS="growth --repeats 5"; --quick for a smoke test)

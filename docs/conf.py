@@ -51,6 +51,7 @@ nb_ipywidgets_js = {}  # from a CDN otherwise
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
 
+add_module_names = False  # the heading has it
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -71,7 +72,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_use_index = True
-pygments_style = "a11y-high-contrast-light"
+pygments_style = "a11y-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5fa5", "color-brand-content": "#0b5fa5"},

@@ -25,6 +25,7 @@ import hpdval
 
 ROOT = Path(hpdval.__file__).resolve().parent.parent
 EXECUTED = ROOT / "runs/demo"  # where `make demo` leaves them: runs/demo/<notebook>/executed.ipynb
+PROGRESS = re.compile(r"^.*\d%\|.*\n?", re.M)  # lines of progress bars
 CODE_NAME = re.compile(r"(?:hpdval|metrics|models|losses|plots|tables)(?:\.\w+)+(?=\(|$)")
 
 
@@ -104,18 +105,27 @@ class PublicNames(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return a table; each name leads to its full description."""
-        return self.parse_text_to_nodes("\n".join(["| name | |", "|---|---|", *self._rows()]))
+        return self.parse_text_to_nodes("\n".join(["| name | what it is or does |", "|---|---|", *self._rows()]))
 
     def _rows(self) -> Iterator[str]:
         for name in hpdval.__all__:
             if not name.startswith("_"):
                 words = inspect.getdoc(getattr(hpdval, name)) or ""
                 first = words.split("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
+                first = re.sub(r":\w+:(?=`)", "", first)  # a role of reStructuredText
                 yield f"| `hpdval.{name}` | {first} |"
 
 
+def breakable(name: nodes.literal) -> nodes.literal:
+    """Return a name that a narrow table may break after its dots and underscores, and nowhere else."""
+    copy = nodes.literal("", "", **name.attributes)
+    for part in re.findall(r"[^._]*[._]*", name.astext()):
+        copy += [nodes.Text(part), nodes.raw("", "<wbr>", format="html")]
+    return copy
+
+
 class LinkCodeNames(SphinxPostTransform):
-    """Make ``hpdval.metrics.evaluate`` in a text a link to its description, where there is one."""
+    """Make ``hpdval.metrics.evaluate`` a link to its description, where there is one; it may break at dots."""
 
     default_priority = 5  # before references are resolved
 
@@ -129,8 +139,7 @@ class LinkCodeNames(SphinxPostTransform):
             target = canonical_name(match[0])
             if target in described:
                 words = {"refdomain": "py", "reftype": "obj", "reftarget": target, "refdoc": self.env.docname}
-                link = pending_xref("", node.deepcopy(), **words)
-                node.replace_self(link)
+                node.replace_self(pending_xref("", breakable(node), **words))
 
 
 def find_other_name(app: Sphinx, env: Any, node: pending_xref, content: nodes.Node) -> nodes.Node | None:
@@ -178,7 +187,10 @@ def show_executed(app: Sphinx, docname: str, content: list[str]) -> None:
     )
     note = {"cell_type": "markdown", "id": "which-copy", "metadata": {}, "source": [words]}
     shown["cells"].insert(1, note)
-    content[0] = json.dumps(shown)
+    for output in (output for cell in shown["cells"] for output in cell.get("outputs", [])):
+        if output["output_type"] == "stream":
+            output["text"] = PROGRESS.sub("", "".join(output["text"]))
+    content[0] = json.dumps(shown).replace(f"{ROOT}/", "")  # no folder of the machine that built the site
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from hpdval.data import scenes
 from hpdval.models import load_clip
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 from hpdval.overrides import named_values
+from hpdval.sweep.grid import read_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 READ = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")  # what people copy commands from
@@ -362,6 +363,20 @@ def check_values(command: str, parsed: argparse.Namespace) -> None:
         check_parameters(find_notebook(parsed.notebook), {**values, **({"seed": 0} if "seed" in known else {})})
     if command == "train":
         recipes.get_recipe(parsed.recipe, dataset=parsed.source, **named_values(parsed.parameter))
+
+
+GRIDS = [
+    pytest.param(token.content, id=f"{name_of(page)}: {token.content.splitlines()[0]}")
+    for page in PAGES
+    for token in tokens(markdown(page))
+    if token.type == "fence" and token.info.strip() == "yaml"
+]
+
+
+@pytest.mark.parametrize("text", GRIDS)
+def test_grids_of_the_pages_can_be_swept(text: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
+    assert read_grid(tmp_path / "grid.yaml").questions
 
 
 @each_page
