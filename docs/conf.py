@@ -29,7 +29,7 @@ include_patterns = [
     "hpdval/assets/*.md",
     "notebooks/*.ipynb",
     "reports/*.md",
-    "reports/ablations/report.md",
+    "reports/*/report.md",
     "reports/benchmarks/*.md",
 ]
 exclude_patterns = [".*", "**/.*", "build", "dist", "runs", "**/__pycache__"]  # not even looked into

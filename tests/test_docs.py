@@ -365,6 +365,20 @@ def check_values(command: str, parsed: argparse.Namespace) -> None:
         recipes.get_recipe(parsed.recipe, dataset=parsed.source, **named_values(parsed.parameter))
 
 
+FIELDS = [
+    pytest.param(line, id=f"{name_of(page)}: {line}")
+    for page in PAGES
+    for line, _ in commands(page)
+    if re.match(r"-p \w", line)
+]
+
+
+@pytest.mark.parametrize("line", FIELDS)
+def test_fields_that_sentences_name_exist(line: str) -> None:
+    values = named_values([word for word in shlex.split(line) if word != "-p"])
+    recipes.get_recipe("hpdval", **{name: value for name, value in values.items() if name not in ("recipe", "root")})
+
+
 GRIDS = [
     pytest.param(token.content, id=f"{name_of(page)}: {token.content.splitlines()[0]}")
     for page in PAGES
