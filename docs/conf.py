@@ -39,6 +39,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:(class|data|attr|obj)", r"(?!hpdval\.).*"),  # types of other packages: the site is built without a network
     ("py:class", r"hpdval\.[\w.]+\.[A-Z]"),  # type variables
+    ("py:(data|attr)", r".*"),  # constants and fields have comments, no docstrings
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
