@@ -84,15 +84,26 @@ def canonical_name(name: str) -> str | None:
     return None
 
 
+def others() -> list[str]:
+    """Return the modules and packages of ours that no page of the reference names."""
+    pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
+    named = {name for names in re.findall(r"\{api-modules\} (.+)", pages) for name in names.split()}
+    return sorted({f"hpdval.{module.name}" for module in pkgutil.iter_modules(hpdval.__path__)} - named)
+
+
 class ApiModules(SphinxDirective):
-    """``{api-modules} hpdval.metrics``: a section for each module with all that has a docstring."""
+    """``{api-modules} hpdval.metrics``: a section for each module with all that has a docstring.
+
+    ``others`` stands for what no other page of the reference names.
+    """
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         """Return what autodoc makes of each module."""
-        names = [module for package in self.arguments[0].split() for module in modules_of(package)]
+        packages = others() if self.arguments[0] == "others" else self.arguments[0].split()
+        names = [module for package in packages for module in modules_of(package)]
         text = "\n".join(
             f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :ignore-module-all:\n```\n"
             for name in names
@@ -157,6 +168,13 @@ def skip_foreign(app: Sphinx, what: str, name: str, member: Any, skip: bool, opt
     return True if (getattr(member, "__module__", None) or "hpdval").split(".")[0] != "hpdval" else None
 
 
+def keep_blocks(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Show what is indented in a module's docstring as it stands: a format, a formula, a file."""
+    if what == "module":
+        text = re.sub(r"(?m)^(?=\S)(.+)\n\n(?=    )", r"\1\n\n::\n\n", "\n".join(lines))
+        lines[:] = text.splitlines()
+
+
 # -- notebooks -------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +218,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("public-names", PublicNames)
     app.add_post_transform(LinkCodeNames)
     app.connect("missing-reference", find_other_name)
+    app.connect("autodoc-process-docstring", keep_blocks)
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("source-read", show_executed)
     return {"version": hpdval.__version__, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -162,8 +162,8 @@ def _sigmoid(logits: Floats) -> Floats:
 class Reliability:
     """Predicted against observed in bins of equal count, from the least to the most probable.
 
-    ``ece`` = sum over bins of ``count / all * |observed - predicted|``; ``brier`` = mean of (probability - target)^2, both in
-    [0, 1] and NaN without a pair.
+    ``ece`` = sum over bins of ``count / all * |observed - predicted|``; ``brier`` = mean of (probability - target)^2,
+    both in [0, 1] and NaN without a pair.
     """
 
     predicted: Floats  # (B,) mean probability
