@@ -167,6 +167,41 @@ def test_the_reference_describes_every_public_name(site: Path, html: dict[Path, 
         assert {name for name in names if name.startswith("hpdval")} - described <= {"hpdval.losses.build.Loss"}
 
 
+@pytest.fixture
+def site_tools(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("site_tools")
+
+
+def test_a_notebook_is_shown_as_it_was_run_only_if_it_is_still_the_same(
+    site_tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_tools, "EXECUTED", tmp_path)
+    notebook = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
+    assert site_tools.executed_copy(NOTEBOOKS[0]) is None, "not run"
+    given = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": ["seed = 1"], "outputs": []}
+    copy = tmp_path / NOTEBOOKS[0].stem / "executed.ipynb"
+    copy.parent.mkdir()
+    copy.write_text(json.dumps({**notebook, "cells": [notebook["cells"][0], given, *notebook["cells"][1:]]}))
+    assert site_tools.executed_copy(NOTEBOOKS[0]) == copy
+    notebook["cells"][2]["source"] = ["something = 'else'"]
+    copy.write_text(json.dumps(notebook))
+    assert site_tools.executed_copy(NOTEBOOKS[0]) is None, "run, and changed since"
+
+
+def test_names_lead_to_the_module_that_has_them(site_tools: Any) -> None:
+    assert site_tools.canonical_name("hpdval.evaluate") == "hpdval.metrics.evaluate.evaluate"
+    assert site_tools.canonical_name("metrics.bootstrap") == "hpdval.metrics.statistics.bootstrap"
+    assert site_tools.canonical_name("hpdval.run.Run.finish") == "hpdval.run.Run.finish"
+    assert site_tools.canonical_name("hpdval.nothing_of_the_kind") is None
+
+
+def test_formulas_become_mathml(site_tools: Any) -> None:
+    shown = site_tools.mathml(r"t = [v_1, \dots, v_M]")
+    assert shown.startswith("<math ")
+    assert "\N{HORIZONTAL ELLIPSIS}" in shown
+
+
 # -- links in the repository -----------------------------------------------------------------------------------------
 
 
