@@ -188,7 +188,7 @@ class Localisation:
                 return cls(**known, values=values, tolerance=float(arrays["tolerance"]))
         except FileNotFoundError:
             raise DataError(f"{os.fspath(path)} does not exist") from None
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{os.fspath(path)} is not a whole record of localisation: {error}; make it again"
             ) from None

@@ -5,6 +5,7 @@ from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_cl
 from hpdval.plots.errors import calibration_curve, leakage_by_class
 from hpdval.plots.heatmaps import heatmap_grid, heatmaps
 from hpdval.plots.images import example_images, ranking_examples
+from hpdval.plots.localisation import localisation_dots
 from hpdval.plots.published import against_published
 from hpdval.plots.results import (
     ap_against_frequency,
@@ -35,6 +36,7 @@ __all__ = [
     "heatmap_grid",
     "heatmaps",
     "leakage_by_class",
+    "localisation_dots",
     "loss_curves",
     "object_sizes_by_class",
     "ranking_examples",

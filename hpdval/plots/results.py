@@ -186,12 +186,15 @@ def class_change(
     class_counts: Sequence[int] | np.ndarray,
     intervals: Sequence[Interval],
     *,
+    measure: str = "AP",
     title: str = "Change of each class",
 ) -> Chart:
     """Draw the change of each class's AP, largest gain first, with its paired bootstrap interval.
 
     Args:
-        intervals: one for each class, see :func:`hpdval.tables.class_differences`.
+        intervals: one for each class, see :func:`hpdval.tables.class_differences` and
+            :func:`hpdval.metrics.localisation_class_differences`.
+        measure: what has changed, for the axis.
     """
     known = [c for c in range(len(classes)) if not math.isnan(intervals[c].estimate)]
     order = sorted(known, key=lambda c: intervals[c].estimate)
@@ -206,7 +209,7 @@ def class_change(
     axes.tick_params(axis="y", labelsize=tick_size(len(order)), length=0)
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.grid(axis="x")
-    axes.set_xlabel("change of AP in points, with 95 % paired interval")
+    axes.set_xlabel(plain(f"change of {measure} in points, with 95 % paired interval", 90))
     axes.set_title(title)
     group_legend(figure, class_counts)
     return figure

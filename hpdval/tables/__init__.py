@@ -8,6 +8,7 @@ from hpdval.tables.errors import (
     mistake_table,
 )
 from hpdval.tables.inventory import list_runs
+from hpdval.tables.localisation import localisation_differences, localisation_per_class, localisation_table
 from hpdval.tables.protocols import per_class_comparison, protocol_table
 from hpdval.tables.published import PUBLISHED, published_per_class, published_results
 from hpdval.tables.ranks import rank_table
@@ -46,6 +47,9 @@ __all__ = [
     "interval_table",
     "leakage_table",
     "list_runs",
+    "localisation_differences",
+    "localisation_per_class",
+    "localisation_table",
     "mistake_table",
     "object_sizes",
     "per_class_comparison",

@@ -89,10 +89,15 @@ def difference_table(
     for label, (after, before) in pairs.items():
         intervals = paired_bootstrap(listed(after), listed(before), targets, class_counts, **options)
         for name, interval in intervals.items():
-            worse = interval.high < 0 and all(value < 0 for value in interval.per_seed)
-            verdict = "yes" if interval.gains else "loss" if worse else "open"
-            rows.append((label, name, interval.estimate, interval.low, interval.high, len(interval.per_seed), verdict))
+            numbers = (interval.estimate, interval.low, interval.high, len(interval.per_seed), verdict(interval))
+            rows.append((label, name, *numbers))
     return pd.DataFrame(rows, columns=["comparison", "classes", "difference", "low", "high", "seeds", "gain"])
+
+
+def verdict(difference: Interval) -> str:
+    """Return "yes" for a gain, "loss" for the reverse, else "open" (method, section 6, point 5)."""
+    worse = difference.high < 0 and all(value < 0 for value in difference.per_seed)
+    return "yes" if difference.gains else "loss" if worse else "open"
 
 
 def interval_table(intervals: Mapping[str, Mapping[str, Interval]]) -> pd.DataFrame:
