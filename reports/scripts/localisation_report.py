@@ -100,7 +100,6 @@ def page(title: str, found: Mapping[str, Sequence[Localisation]], data: Any, com
         f"{len(data.test)} test images, {len(found['centre'][0])} pairs of an image and a class that it shows, "
         f"{len(data.classes)} classes. Percent, means over classes, 95 % intervals over test images; "
         "[what the numbers mean](../../docs/localisation.md).",
-        "\n".join(f"- {note}" for note in table.attrs["footnotes"]),
         "## All classes",
         tables.to_markdown(total, 1),
         f"![Pointing game, energy and IoU by group and object size]({title}.png)",
