@@ -169,7 +169,8 @@ def shown(text: str, longest: int = 120) -> str:
     'a �b'
     """
     line = " ".join(str(text).split())
-    line = "".join(letter if letter.isprintable() or letter == " " else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    joiners = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # which some scripts need; what reverses a line is none
+    line = "".join(c if c.isprintable() or c in joiners else "\N{REPLACEMENT CHARACTER}" for c in line)
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
