@@ -39,9 +39,11 @@ def class_error_table(
         thresholds: (C,) on the scale of the scores, of ``hpdval.metrics.best_f1_thresholds`` on *other* images; NaN
             where a class has none.
 
-    >>> class_error_table(["cat"], [5], np.array([[1], [0]]), np.array([[0.9], [0.6]]), thresholds=np.array([0.5]))
-      class group  train  test  chance     AP  threshold  precision  recall        F1
-    0   cat  tail      5     1    50.0  100.0        0.5       50.0   100.0  66.6...
+    >>> scores, targets = np.array([[0.9], [0.6]]), np.array([[1], [0]])
+    >>> table = class_error_table(["cat"], np.array([5]), targets, scores, thresholds=np.array([0.5]))
+    >>> table[["class", "group", "chance", "AP", "precision", "recall"]]
+      class group  chance     AP  precision  recall
+    0   cat  tail    50.0  100.0       50.0   100.0
     """
     table = pd.DataFrame({"class": list(classes), "group": group_names(class_counts)})
     table["train"], table["test"] = np.asarray(class_counts), targets.sum(axis=0, dtype=np.int64)
