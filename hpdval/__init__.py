@@ -15,6 +15,7 @@ _EXPORTS = {
     "load_clip": "hpdval.models.load",
     "dual_view_scores": "hpdval.models.dual_view",
     "heatmaps": "hpdval.scoring",
+    "explore": "hpdval.lab.start",
     "zero_shot": "hpdval.scoring",
     "zero_shot_scorer": "hpdval.scoring",
     "open_run": "hpdval.scoring",
@@ -47,6 +48,7 @@ __all__ = [
     "dual_view_scores",
     "error_report",
     "evaluate",
+    "explore",
     "get_recipe",
     "given",
     "heatmaps",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from hpdval.data.load import load_dataset
     from hpdval.error_analysis import error_report
     from hpdval.errors import HpdvalError
+    from hpdval.lab.start import explore
     from hpdval.launch import launch_training
     from hpdval.metrics import average_precision, evaluate, paired_bootstrap
     from hpdval.models.dual_view import dual_view_scores

@@ -58,6 +58,16 @@ def dual_view_scores(
         raise ConfigError(f"alpha is {alpha!r}; it weighs two branches and lies in [0, 1]")
     if reading not in READINGS:
         raise ConfigError(f"reading is {reading!r}; use one of {', '.join(READINGS)}")
+    return fuse(*both_views(cls, patches, text_global, text_local, k=k, reading=reading), float(alpha))
+
+
+def both_views(
+    cls: Tensor, patches: Tensor, text_global: Tensor, text_local: Tensor, *, k: int | float, reading: str
+) -> tuple[Tensor, Tensor]:
+    """Return the two branches of :func:`dual_view_scores`, (B, C) each: the one that alpha weighs, and the other.
+
+    These are global and local scores in the reading ``paper``, normalised local and global ones in ``released``.
+    """
     count = patch_count(k, patches.shape[1])
     with torch.autocast(cls.device.type, enabled=False):  # in half precision ties cost 0.4 AP points
         cls, patches, text_global, text_local = (_at_least_float32(x) for x in (cls, patches, text_global, text_local))
@@ -65,10 +75,9 @@ def dual_view_scores(
             cls, patches, text_global, text_local = (
                 F.normalize(x, dim=-1) for x in (cls, patches, text_global, text_local)
             )
-            return fuse(global_scores(cls, text_global), local_scores(patches, text_local, count), float(alpha))
+            return global_scores(cls, text_global), local_scores(patches, text_local, count)
         s_global = F.normalize(global_scores(cls, text_global), dim=-1)  # over the classes of an image
-        s_local = F.normalize(local_scores(patches, text_local, count), dim=-1)
-        return fuse(s_local, s_global, float(alpha))
+        return F.normalize(local_scores(patches, text_local, count), dim=-1), s_global
 
 
 def global_scores(cls: Tensor, text: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from hpdval.plots.comparisons import class_ranks, gain_waterfall, sensitivity
 from hpdval.plots.data import class_frequency, co_occurrence, object_sizes_by_class
 from hpdval.plots.errors import calibration_curve, leakage_by_class
+from hpdval.plots.explained import Explanation, explained_image
 from hpdval.plots.heatmaps import heatmap_grid, heatmaps
 from hpdval.plots.images import example_images, ranking_examples
 from hpdval.plots.localisation import localisation_dots
@@ -21,6 +22,7 @@ __all__ = [
     "GROUP_COLOURS",
     "METHOD_COLOURS",
     "Chart",
+    "Explanation",
     "against_published",
     "ap_against_frequency",
     "calibration_curve",
@@ -30,6 +32,7 @@ __all__ = [
     "co_occurrence",
     "context_shift",
     "example_images",
+    "explained_image",
     "figure_bytes",
     "gain_waterfall",
     "group_bars",

@@ -42,7 +42,9 @@ class Maps(Protocol):
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
+    """One map over the image, and the patches that are outlined on it."""
+
     values: np.ndarray  # (H, W)
     patches: np.ndarray  # (k, 4)
     name: str
@@ -72,24 +74,24 @@ def heatmaps(
         unit: at the scale of colours, which all maps share; None gives every map a range of its own and no scale,
             for maps that cannot be compared.
     """
-    panels = _panels(maps if isinstance(maps, Sequence) else [maps], top)
+    panels = panels_of(maps if isinstance(maps, Sequence) else [maps], top)
     names = [panel.name for panel in panels] if titles is None else list(titles)
     count = len(panels) + 1
     columns, rows = min(columns, count), math.ceil(count / columns)
-    figure = new_chart(2.1 * columns + 0.6, (2.1 * _aspect([image]) + 0.3) * rows + (0.3 if title else 0) + 0.25)
+    figure = new_chart(2.1 * columns + 0.6, (2.1 * aspect([image]) + 0.3) * rows + (0.3 if title else 0) + 0.25)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    _draw_image(grid.flat[0], image, boxes)
+    draw_image(grid.flat[0], image, boxes)
     grid.flat[0].set_title("image", fontsize=9, fontweight="normal")
     shared = limits_of(panel.values for panel in panels)
     for axes, panel, name in zip(grid.flat[1:], panels, names, strict=False):
         limits = shared if unit is not None else limits_of([panel.values])
-        _draw_map(axes, image, panel, limits, boxes)
+        draw_map(axes, image, panel, limits, boxes)
         axes.set_title(plain(name, 32), fontsize=9)
     if unit is not None:
-        _colour_bar(figure, list(grid.flat), shared, unit)
-    _explain(figure, any(len(p.patches) for p in panels), boxes is not None)
+        colour_bar(figure, list(grid.flat), shared, unit)
+    explain_lines(figure, any(len(p.patches) for p in panels), boxes is not None)
     if title:
         figure.suptitle(plain(title, 120), fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -122,7 +124,7 @@ def heatmap_grid(
         boxes: for each image (n, 5) rows of class index, x, y, width, height in pixels, drawn dashed.
     """
     side = 1.75
-    heights = [_aspect([image]) for image in images]
+    heights = [aspect([image]) for image in images]
     below = 0.22 if captions is not None else 0.06
     figure = new_chart(
         side * (len(columns) + 1) + 0.9, sum(side * h + below for h in heights) + 0.5 + (0.3 if title else 0)
@@ -130,41 +132,44 @@ def heatmap_grid(
     grid = figure.subplots(len(images), len(columns) + 1, squeeze=False, height_ratios=heights)
     for row, image in enumerate(images):
         shown = None if boxes is None else boxes[row]
-        panels = _panels(maps[row], top)
+        panels = panels_of(maps[row], top)
         limits = limits_of(panel.values for panel in panels)
-        _draw_image(grid[row, 0], image, shown)
+        draw_image(grid[row, 0], image, shown)
         for column, panel in enumerate(panels):
             axes = grid[row, column + 1]
-            _draw_map(axes, image, panel, limits, shown)
+            draw_map(axes, image, panel, limits, shown)
             if captions is not None:
                 axes.set_xlabel(plain(captions[row][column], 32), fontsize=8, labelpad=2)
         if row < len(rows):
             grid[row, 0].set_ylabel(plain(rows[row], 20), fontsize=9)
-        _colour_bar(figure, list(grid[row]), limits, unit)
+        colour_bar(figure, list(grid[row]), limits, unit)
     for axes, name in zip(grid[0], ["image", *columns], strict=True):
         axes.set_title(plain(name, 24), fontsize=9, loc="center", fontweight="normal" if name == "image" else "bold")
-    _explain(figure, top is not None, boxes is not None)
+    explain_lines(figure, top is not None, boxes is not None)
     if title:
         figure.suptitle(plain(title, 120), fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
-def _panels(maps: Sequence[Maps | np.ndarray], top: int | float | None) -> list[_Panel]:
+def panels_of(maps: Sequence[Maps | np.ndarray], top: int | float | None) -> list[Panel]:
+    """Return a panel for every map; ``top`` patches of each are outlined, where the maps know patches."""
     panels = []
     for item in maps:
         if isinstance(item, np.ndarray):
-            panels += [_Panel(values, np.zeros((0, 4)), "") for values in item.reshape(-1, *item.shape[-2:])]
+            panels += [Panel(values, np.zeros((0, 4)), "") for values in item.reshape(-1, *item.shape[-2:])]
         else:
             best = item.top_patches(top) if top is not None else [np.zeros((0, 4))] * len(item.names)
-            panels += [_Panel(*parts) for parts in zip(item.pixels, best, item.names, strict=True)]
+            panels += [Panel(*parts) for parts in zip(item.pixels, best, item.names, strict=True)]
     return panels
 
 
-def _aspect(images: Sequence[np.ndarray]) -> float:
+def aspect(images: Sequence[np.ndarray]) -> float:
+    """Return height over width of the tallest image, as far as a figure gives it room."""
     return max(min(image.shape[0] / image.shape[1], 1.4) for image in images)
 
 
-def _draw_image(axes: Axes, image: np.ndarray, boxes: np.ndarray | None) -> None:
+def draw_image(axes: Axes, image: np.ndarray, boxes: np.ndarray | None) -> None:
+    """Draw an image and the boxes of its objects."""
     axes.imshow(image)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -173,14 +178,16 @@ def _draw_image(axes: Axes, image: np.ndarray, boxes: np.ndarray | None) -> None
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=line, ls=style, ec=colour))
 
 
-def _draw_map(axes: Axes, image: np.ndarray, panel: _Panel, limits: Limits, boxes: np.ndarray | None) -> None:
-    _draw_image(axes, overlay(image, panel.values, limits), boxes)
+def draw_map(axes: Axes, image: np.ndarray, panel: Panel, limits: Limits, boxes: np.ndarray | None) -> None:
+    """Draw a map over an image, its patches and the boxes of the image's objects."""
+    draw_image(axes, overlay(image, panel.values, limits), boxes)
     sides = outline(panel.patches).reshape(-1, 2, 2) - 0.5
     for width, colour in ((2.6, "black"), (1.2, "white")):  # seen on dark and on light ground
         axes.add_collection(LineCollection(list(sides), linewidths=width, colors=colour, capstyle="projecting"))
 
 
-def _colour_bar(figure: Figure, axes: list[Axes], limits: Limits, unit: str) -> None:
+def colour_bar(figure: Figure, axes: list[Axes], limits: Limits, unit: str) -> None:
+    """Put a scale of colours beside axes."""
     bar = figure.colorbar(ScalarMappable(Normalize(*limits), COLOURS), ax=axes, aspect=24, pad=0.01, fraction=0.03)
     bar.set_label(plain(unit), fontsize=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -189,7 +196,7 @@ def _colour_bar(figure: Figure, axes: list[Axes], limits: Limits, unit: str) -> 
     bar.update_ticks()
 
 
-def _explain(figure: Figure, patches: bool, boxes: bool) -> None:
+def explain_lines(figure: Figure, patches: bool, boxes: bool) -> None:
     """Say what lines mean, below all panels; a figure without lines says nothing."""
     handles = []
     if patches:
