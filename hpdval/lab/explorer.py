@@ -175,7 +175,7 @@ class Explorer(widgets.VBox):
         self._scale.value = frame.scale
         self._status.value = markup.status(frame.words)
         present = [self.dataset.classes[c] for c in np.flatnonzero(self.split.targets[self.state.image])]
-        self.controls.show(self.state, self.images, present, self._listing.place(self.state, self.images))
+        self.controls.show(self.state, self.images.tolist(), present, self._listing.place(self.state, self.images))
 
     def _picture(self, image: int) -> Picture:
         if image not in self._pictures:

@@ -166,9 +166,9 @@ def _score_words(state: State, view: View, scores: np.ndarray, klass: int) -> st
     if state.text:
         score = view.sentence_score(state.image, alpha, k, state.text)
         found = view.ranked_by(alpha, k, state.text) if state.order == "score" else None
-        among = "" if found is None else f", image {rank_among(found, state.image)} of {len(found)}"
+        among = "" if found is None else f", rank {rank_among(found, state.image)} of {len(found)} images"
         return f"{view.name} ({whole}): score {score:.3f}{among}"
     ranked = view.ranked(alpha, k, state.prompts)
-    among = "" if ranked is None else f", image {rank_among(ranked[:, klass], state.image)} of {len(ranked)}"
-    place = f"class {rank_among(scores, klass)} of {len(scores)}"
+    among = "" if ranked is None else f", {rank_among(ranked[:, klass], state.image)} of {len(ranked)} images"
+    place = f"rank {rank_among(scores, klass)} of {len(scores)} classes"
     return f"{view.name} ({whole}): score {scores[klass]:.3f}, {place}{among}"

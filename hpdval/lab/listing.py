@@ -95,9 +95,9 @@ class Listing:
         elif state.only in ("first", "wrong"):
             scores = self._known(state, self._views[0])
             if state.only == "first":
-                masks[f"{name} ranked first"] = scores.argmax(1) == klass
+                masks[f"{name} ranked first"] = np.asarray(scores.argmax(1) == klass)
             else:
-                masks["wrongly ranked"] = np.greater(filters.misranked(scores, targets), 0)
+                masks["wrongly ranked"] = np.asarray(filters.misranked(scores, targets) > 0)
         if state.group != ANY:
             masks[f"with a {state.group} class"] = targets[:, self._dataset.groups[state.group]].any(1)
         if state.find.strip():

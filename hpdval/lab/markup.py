@@ -130,9 +130,11 @@ def scale(limits: Limits, unit: str, patches: int, boxes: bool) -> str:
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in table)
     lines = f"white outline: best {patches} patches" if patches else ""
     lines += ("; " if lines and boxes else "") + ("dashed: annotated objects" if boxes else "")
+    ramp = f"background:linear-gradient(90deg, {stops})"
+    said = f"scale of colours from {limits[0]:.3f} to {limits[1]:.3f}"
     return (
-        f'<div class="hpdval-scale"><span>{limits[0]:.3f}</span><span class="ramp" role="img" '
-        f'aria-label="scale of colours from {limits[0]:.3f} to {limits[1]:.3f}" style="background:linear-gradient(90deg, {stops})"></span>'
+        f'<div class="hpdval-scale"><span>{limits[0]:.3f}</span>'
+        f'<span class="ramp" role="img" aria-label="{said}" style="{ramp}"></span>'
         f"<span>{limits[1]:.3f} {escape(unit)}</span><span>{escape(lines)}</span></div>"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -113,12 +112,7 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number in {low} .. {high}")
         elif name in ("alpha", "opacity"):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, Real)
-                or not math.isfinite(value)
-                or not 0 <= value <= 1
-            ):
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a number in [0, 1]")
         elif name in ("boxes", "own"):
             if not isinstance(value, bool):

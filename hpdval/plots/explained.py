@@ -78,9 +78,7 @@ def explained_image(
         _score_bars(line[2], model, targets, classes, rows)
         line[2].set_xlim(low, high)
     colour_bar(figure, list(grid[:, 1]), limits, unit)
-    explain_lines(figure, any(model.top is not None for model in models), boxes is not None)
-    if caption:
-        figure.supxlabel(plain(caption, 160), fontsize=8, color="#555555", x=0.01, ha="left")
+    explain_lines(figure, any(model.top is not None for model in models), boxes is not None, caption)
     if title:
         figure.suptitle(plain(title, 120), fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -107,5 +105,6 @@ def _score_bars(axes: Axes, model: Explanation, targets: np.ndarray, classes: Se
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(rows - 0.4, -0.6)
     missed = int(targets.sum() - targets[best].sum())
-    more = f", {missed} present further down" if missed else ""
-    axes.set_title(f"scores (✓ in the image{more})", fontsize=9, fontweight="normal", color=INK)
+    axes.set_title("scores (✓ in the image)", fontsize=9, fontweight="normal", color=INK)
+    if missed:
+        axes.set_xlabel(f"{missed} more of the image {'is' if missed == 1 else 'are'} further down", fontsize=8)

@@ -196,12 +196,15 @@ def colour_bar(figure: Figure, axes: list[Axes], limits: Limits, unit: str) -> N
     bar.update_ticks()
 
 
-def explain_lines(figure: Figure, patches: bool, boxes: bool) -> None:
+def explain_lines(figure: Figure, patches: bool, boxes: bool, caption: str = "") -> None:
     """Say what lines mean, below all panels; a figure without lines says nothing."""
     handles = []
     if patches:
         handles.append(Line2D([], [], color=INK, lw=1.2, label="best patches (top k)"))
     if boxes:
         handles.append(Line2D([], [], color=BOX, lw=1.3, ls=(0, (3, 2)), label="objects as annotated"))
-    if handles:
-        figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8, handlelength=2.2)
+    if handles or caption:
+        legend = figure.legend(
+            handles=handles, loc="outside lower left", ncols=2, fontsize=8, handlelength=2.2, alignment="left"
+        )
+        legend.set_title(plain(caption, 160) or None, prop={"size": 8})
