@@ -8,12 +8,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from hpdval.groups import GROUPS
-from hpdval.lab.markup import STYLE, hint, part
+from hpdval.lab.markup import STYLE, part
 from hpdval.lab.state import ANY, COMPARED, ONLY, ORDERS, Limits, State
 from hpdval.scoring.maps import METHODS, PROMPTS
 
 LABEL = "72px"
-SIDE = "300px"  # of the column of controls
 _METHODS = {"similarity": "similarity to patches", "gradient": "gradient (slower)", "rollout": "rollout (slower)"}
 
 
@@ -23,7 +22,7 @@ class Controls:
     Attributes:
         inputs: name in :class:`State` -> control; ``position`` is the place in the list of images.
         buttons: ``previous``, ``next``, ``clear`` (the sentence).
-        place: where among how many, and the image's id.
+        place, image: where among how many and the image's id; the image as it is.
     """
 
     def __init__(self, limits: Limits, state: State, changed: Callable[[str, Any], None]) -> None:
@@ -31,7 +30,7 @@ class Controls:
         self._changed = changed
         self._ticks: tuple[str, ...] = ()
         self._classes = limits.classes
-        self.place = _named(widgets.HTML(), "place")
+        self.place, self.image = _named(widgets.HTML(), "place"), _named(widgets.HTML(), "image")
         self.inputs = {**_choosing(limits), **_seeing(limits)}
         self.buttons = {
             "previous": _button("previous", "◀ Previous", "The image before, in this order"),
@@ -71,7 +70,7 @@ class Controls:
                     control.value = getattr(state, name)
             self.place.value = words
             self.buttons["previous"].disabled = self.buttons["next"].disabled = not count
-            self.buttons["clear"].disabled = not state.text
+            self.buttons["clear"].layout.display = None if state.text else "none"
         finally:
             self._quiet = False
 
@@ -80,24 +79,22 @@ class Controls:
             self._changed(name, value)
 
     def column(self) -> Any:
-        """Return the column of all controls."""
+        """Return all controls: a column where there is room beside the pictures, two columns elsewhere."""
         inputs, buttons = self.inputs, self.buttons
-        steps = widgets.HBox([buttons["previous"], buttons["next"]], layout={"justify_content": "space-between"})
-        rows = [
-            _words(part("Images")),
-            *(inputs[name] for name in ("only", "group", "order", "find", "position")),
-            steps,
-            self.place,
-            _words(part("What to see")),
-            *(inputs[name] for name in ("klass", "text")),
-            buttons["clear"],
-            *(inputs[name] for name in ("prompts", "method")),
-            _words(part("Scores")),
-            *(inputs[name] for name in ("alpha", "k", "own")),
-            _words(part("Picture")),
-            *(inputs[name] for name in ("opacity", "boxes")),
+        steps = widgets.HBox([buttons["previous"], buttons["next"]])
+        chosen = [inputs[name] for name in ("only", "group", "order", "find", "position")]
+        seen = [inputs[name] for name in ("klass", "text")]
+        drawn = [inputs[name] for name in ("prompts", "method", "opacity", "boxes")]
+        groups = [
+            [_words(part("Images")), *chosen, steps, self.place, self.image],
+            [_words(part("What to see")), *seen, buttons["clear"], *drawn],
+            [_words(part("Scores")), *(inputs[name] for name in ("alpha", "k", "own"))],
         ]
-        column = widgets.VBox(rows, layout={"width": SIDE, "flex": "0 0 auto", "overflow": "visible"})
+        first, *others = (widgets.VBox(group, layout={"min_width": "0"}) for group in groups)
+        first.layout.flex = "1 1 250px"
+        second = widgets.VBox(others, layout={"flex": "1 1 250px", "min_width": "0"})
+        layout = {"flex": "1 1 280px", "min_width": "0", "align_content": "flex-start"}
+        column = widgets.HBox([first, second], layout=layout)
         return _named(column, "controls")
 
 
@@ -179,7 +176,9 @@ def _checkbox(name: str, label: str, tooltip: str) -> Any:
 
 
 def _button(name: str, label: str, tooltip: str) -> Any:
-    return _named(widgets.Button(description=label, tooltip=tooltip, layout={"width": "auto", "flex": "1 1 0"}), name)
+    return _named(
+        widgets.Button(description=label, tooltip=tooltip, layout={"width": "auto", "flex": "1 1 auto"}), name
+    )
 
 
 def _words(markup: str) -> Any:
@@ -193,10 +192,5 @@ def _named(widget: Any, name: str) -> Any:
 
 def page(controls: Any, models: Sequence[Any], below: Sequence[Any]) -> list[Any]:
     """Return the parts of the explorer: controls beside the models where there is room, above them elsewhere."""
-    shown = widgets.HBox(list(models), layout={"flex_flow": "row wrap", "flex": "1 1 320px", "min_width": "0"})
-    right = widgets.VBox([shown, *below], layout={"flex": "1 1 320px", "min_width": "0"})
-    both = widgets.HBox([controls, right], layout={"flex_flow": "row wrap", "width": "100%", "overflow": "visible"})
-    return [widgets.HTML(STYLE), both]
-
-
-__all__ = ["Controls", "hint", "page"]
+    right = widgets.VBox([widgets.HBox(list(models)), *below], layout={"flex": "999 1 560px", "min_width": "0"})
+    return [widgets.HTML(STYLE), widgets.HBox([controls, right])]

@@ -9,7 +9,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -65,10 +65,10 @@ class Explorer(widgets.VBox):
         self._frame: Frame | None = None
         self._listing = Listing(dataset, split, self.views)
         self._later = Later(self._guarded_step)
-        self._worked, self._reported = False, 0.0
+        self._worked, self._reported, self._took = False, 0.0, 0.0
         self.images = np.arange(len(split))
         self.controls = Controls(self._limits, self.state, self._moved)
-        self._panels = [_Panel(side, len(views)) for _ in views]
+        self._panels = [_Panel(side, len(views) == 1) for _ in views]
         self._scale, self._status = widgets.HTML(), widgets.HTML()
         self._status.add_class("hpdval-status")
         models = [panel.box for panel in self._panels]
@@ -97,7 +97,7 @@ class Explorer(widgets.VBox):
 
     def png(self, model: int = 0) -> bytes:
         """Return the picture of a model (0 or 1) as a PNG."""
-        return bytes(self._panels[model].image.value)
+        return self._shown.parts[model].png
 
     @property
     def status(self) -> str:
@@ -164,18 +164,22 @@ class Explorer(widgets.VBox):
         frame = compose(state, self.views, self.split, self.dataset, picture, self._fitted, self._frame)
         if note:
             frame = replace(frame, words=f"{note}. {frame.words}")
-        milliseconds = 1000 * (time.perf_counter() - began)
         self.state, self.images, self._frame = state, images, frame
-        self._publish(replace(frame, words=f"{frame.words} ({milliseconds:.0f} ms)"))
+        self._publish(frame)
+        self._took = 1000 * (time.perf_counter() - began)
+        self._say(frame.words)
         self._later.start()
 
     def _publish(self, frame: Frame) -> None:
         for panel, part, view in zip(self._panels, frame.parts, self.views, strict=True):
-            panel.show(view.name, part.png, part.words, part.bars)
+            panel.show(view.name, part.picture, part.bars)
         self._scale.value = frame.scale
-        self._status.value = markup.status(frame.words)
+        self.controls.image.value = frame.image
         present = [self.dataset.classes[c] for c in np.flatnonzero(self.split.targets[self.state.image])]
         self.controls.show(self.state, self.images.tolist(), present, self._listing.place(self.state, self.images))
+
+    def _say(self, words: str, problem: bool = False) -> None:
+        self._status.value = markup.status(words if problem else f"{words} ({self._took:.0f} ms)", problem)
 
     def _picture(self, image: int) -> Picture:
         if image not in self._pictures:
@@ -207,7 +211,7 @@ class Explorer(widgets.VBox):
         except Exception as error:  # nobody else would catch it: a traceback of a callback is seen by no user
             words = str(error) if isinstance(error, HpdvalError) else f"{type(error).__name__}: {error}"
             self._publish(self._shown)
-            self._status.value = markup.status(" ".join(words.split()), problem=True)
+            self._say(" ".join(words.split()), problem=True)
             return False
         return True
 
@@ -230,8 +234,7 @@ class Explorer(widgets.VBox):
             self._worked = True
             if time.monotonic() - self._reported > REPORT:
                 self._reported = time.monotonic()
-                words = f"{self._shown.words} … ranking all images, {share:.0%}"
-                self._status.value = markup.status(words)
+                self._say(f"{self._shown.words} … ranking all images, {share:.0%}")
             return True
         if self._worked:
             self._worked = False
@@ -245,29 +248,25 @@ class Explorer(widgets.VBox):
         )
         self.images, self._frame = images, replace(frame, words=f"{note}. {frame.words}" if note else frame.words)
         self._publish(self._frame)
+        self._say(self._frame.words)
 
 
-@dataclass(init=False)
 class _Panel:
-    """The picture of one model, with its name above and its bars below."""
+    """The picture of one model, with its name above, and its bars: below, or beside where there is one model."""
 
-    box: Any
+    def __init__(self, side: int, alone: bool) -> None:
+        self._parts = [widgets.HTML() for _ in range(3)]
+        for part, name in zip(self._parts, ("name", "map", "scores"), strict=True):
+            part.add_class(f"hpdval-{name}")
+        layout = {"flex": "1 1 270px", "max_width": f"{side}px", "min_width": "0"}
+        self.box = widgets.VBox(self._parts[: 2 if alone else 3], layout=layout)
+        if alone:
+            self._parts[2].layout = {"flex": "1 1 270px", "min_width": "0", "max_width": "480px", "margin": "26px 0 0"}
+            self.box = widgets.HBox([self.box, self._parts[2]], layout={"flex": "1 1 auto", "min_width": "0"})
 
-    def __init__(self, side: int, models: int) -> None:
-        self.head, self.bars = widgets.HTML(), widgets.HTML()
-        self.image = widgets.Image(format="png")
-        self.image.add_class("hpdval-picture")
-        self.bars.add_class("hpdval-scores")
-        width = f"{side + 2}px"
-        layout = {"flex": f"1 1 {width}", "max_width": f"{side + 60}px", "min_width": "0", "margin": "0 8px"}
-        self.box = widgets.VBox([self.head, self.image, self.bars], layout=layout)
-
-    def show(self, name: str, png: bytes, words: str, bars: str) -> None:
-        self.head.value = markup.heading(name)
-        if self.image.value != png:
-            self.image.value = png
-        self.image.tooltip = words  # the picture's name for screen readers
-        self.bars.value = bars
+    def show(self, name: str, picture: str, bars: str) -> None:
+        for part, text in zip(self._parts, (markup.heading(name), picture, bars), strict=True):
+            part.value = text  # what is as it was is not sent again
 
 
 def _property(name: str) -> property:

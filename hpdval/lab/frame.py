@@ -21,20 +21,23 @@ from hpdval.lab.view import View
 from hpdval.plots.overlay import limits_of
 from hpdval.scoring.maps import Heatmaps
 
+THUMBNAIL = 200  # pixels of the longer side
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """What is shown of one model.
 
     Attributes:
-        png, words: the picture, and what is seen on it.
+        png: the picture.
+        picture: the same as HTML, with words for what is seen.
         bars: the scores as HTML.
         maps, scores, thresholds, k: what they are made from; thresholds are None while they are not known.
         drawn: what the picture depends on.
     """
 
     png: bytes
-    words: str
+    picture: str
     bars: str
     maps: Heatmaps
     scores: np.ndarray
@@ -45,9 +48,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """All that is shown of a state: a part for each model, the scale of colours, and the status in words."""
+    """All that is shown of a state: a part for each model, the image as it is, the scale of colours, and the words."""
 
     parts: tuple[Part, ...]
+    image: str
     scale: str
     words: str
     unit: str
@@ -101,10 +105,11 @@ def compose(
                 boxes=boxes[0],
                 others=boxes[1],
             )
+        words = f"{split.ids[state.image]}: {_what(state)}, {view.name}; highest {markup.place_of(values[i])}"
         parts.append(
             Part(
                 png=png,
-                words=f"{split.ids[state.image]}: {_what(state)}, {view.name}; highest {markup.place_of(values[i])}",
+                picture=markup.picture(png, picture.size, words),
                 bars=markup.bars(rows[i], axis, len(scores[i]), caption),
                 maps=m,
                 scores=scores[i],
@@ -118,10 +123,19 @@ def compose(
     said = "; ".join(_score_words(state, view, s, klass) for view, s in zip(views, scores, strict=True))
     return Frame(
         parts=tuple(parts),
+        image=_plain(split.ids[state.image], picture, rectangles[here, 1:], rectangles[~here, 1:]),
         scale=markup.scale(limits, unit, k, bool(len(rectangles))),
         words=f"{_what(state)}. {said}",
         unit=unit,
     )
+
+
+def _plain(name: str, picture: Picture, boxes: np.ndarray, others: np.ndarray) -> str:
+    """Return the image as it is, small, with its objects."""
+    small = picture.smaller(THUMBNAIL)
+    none = np.zeros(small.size[::-1], np.float32)
+    png = draw(small, none, (0, 1), opacity=0, patches=np.zeros((0, 4)), boxes=boxes, others=others)
+    return markup.picture(png, small.size, f"{name}: the image")
 
 
 def _rows(

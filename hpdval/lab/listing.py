@@ -99,7 +99,7 @@ class Listing:
             else:
                 masks["wrongly ranked"] = np.asarray(filters.misranked(scores, targets) > 0)
         if state.group != ANY:
-            masks[f"with a {state.group} class"] = targets[:, self._dataset.groups[state.group]].any(1)
+            masks[f"with a {state.group} class"] = np.asarray(targets[:, self._dataset.groups[state.group]].any(1))
         if state.find.strip():
             masks[f"id has '{state.find.strip()}'"] = filters.matching(self._split.ids, state.find)
         return masks

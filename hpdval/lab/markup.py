@@ -7,6 +7,7 @@ Letters: C classes.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,19 +16,22 @@ import numpy as np
 
 from hpdval.plots.overlay import Limits, colour_table
 
+_COLUMNS = "<colgroup>" + "".join(f'<col style="width:{w}">' for w in ("20px", "28px", "auto", "30%", "50px"))
+_COLUMNS += "</colgroup>"
 ROWS = 12  # bars of the best classes; true ones further down follow
 STYLE = """<style>
 .hpdval-explorer { --ink: var(--jp-ui-font-color1, #222); --faint: var(--jp-ui-font-color2, #666);
   --line: var(--jp-border-color2, #ccc); color: var(--ink); }
-.hpdval-explorer .widget-html-content, .hpdval-explorer .widget-html { line-height: 1.35; height: auto; margin: 0;
-  min-width: 0; align-self: stretch; }
-.hpdval-explorer .widget-html-content { flex: 1 1 auto; }
+.hpdval-explorer, .hpdval-explorer .widget-box { overflow: visible; }
+.hpdval-explorer .widget-hbox { flex-flow: row wrap; gap: 0 12px; }
+.hpdval-explorer .widget-vbox > * { flex: 0 0 auto; }
+.hpdval-explorer .widget-html { height: auto; min-width: 0; align-self: stretch; }
+.hpdval-explorer .widget-html-content { flex: 1 1 auto; line-height: 1.35; height: auto; margin: 0; min-width: 0; }
 .hpdval-explorer :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px; }
-.hpdval-explorer .hpdval-picture { max-width: 100%; height: auto; margin: 0; border: 1px solid var(--line); }
+.hpdval-explorer .hpdval-picture { display: block; max-width: 100%; height: auto; margin: 0 0 4px; }
 .hpdval-explorer h3 { font-size: 13px; margin: 0 0 4px; font-weight: 600; }
 .hpdval-explorer .hpdval-part { font-size: 11px; font-weight: 600; letter-spacing: .06em; text-transform: uppercase;
   color: var(--faint); margin: 6px 0 0; border-bottom: 1px solid var(--line); }
-.hpdval-explorer .hpdval-hint { color: var(--faint); font-size: 11px; }
 .hpdval-status-line { border-left: 4px solid #0072B2; padding: 4px 8px; background: var(--jp-layout-color2, #f3f3f3); }
 .hpdval-status-line.problem { border-color: #D55E00; font-weight: 600; }
 .hpdval-bars { border-collapse: collapse; width: 100%; font-size: 12px; line-height: 15px; table-layout: fixed; }
@@ -43,6 +47,7 @@ STYLE = """<style>
 .hpdval-bars .words .fill { border-style: dashed; }
 .hpdval-bars .tick { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--ink);
   box-shadow: 0 0 0 1px var(--jp-layout-color0, #fff); }
+.hpdval-bars small { color: var(--faint); }
 .hpdval-bars td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .hpdval-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .hpdval-scale { display: flex; align-items: center; gap: 6px; font-size: 11px; color: var(--faint); flex-wrap: wrap; }
@@ -90,30 +95,27 @@ def bars_of(
 
 def bars(rows: Sequence[Bar], axis: Limits, total: int, caption: str) -> str:
     """Return a table of bars; ✓ marks present classes, the tick a threshold, a filled bar a score that reaches it."""
-    low, high = axis
-    lines = []
-    for row in rows:
-        over = row.score >= row.threshold
-        known = not np.isnan(row.threshold)
-        kind = " ".join(n for n, on in _kinds(row, over) if on)
-        said = "in the image" if row.present else "" if not row.place else "not in the image"
-        said += (", at or above its threshold" if over else ", below its threshold") if known else ""
-        tick = f'<div class="tick" style="left:{_percent(row.threshold, low, high)}"></div>' if known else ""
-        limit = f", threshold {row.threshold:.3f}" if known else ""
-        place = f"{row.place}." if row.place else "◆"
-        label = f"{row.name}, {row.group}, score {row.score:.3f}{limit}" if row.place else f"your words: {row.name}"
-        lines.append(
-            f'<tr class="{kind}" title="{escape(label)}"><td style="width:22px">{"✓" if row.present else ""}</td>'
-            f'<td class="number" style="width:24px">{place}</td>'
-            f'<th scope="row">{escape(row.name)}<span class="hpdval-hidden"> {said}</span></th>'
-            f'<td style="width:42px;color:var(--faint)">{escape(row.group[:3])}</td>'
-            f'<td style="width:38%"><div class="axis"><div class="fill" style="width:'
-            f'{_percent(row.score, low, high)}"></div>{tick}</div></td>'
-            f'<td class="number" style="width:44px">{row.score:.3f}</td></tr>'
-        )
     shown = sum(1 for row in rows if row.place)
     note = f"{shown} of {total} classes. " if shown < total else ""
-    return f'<table class="hpdval-bars"><caption>{note}{escape(caption)}</caption>{"".join(lines)}</table>'
+    said = f"<caption>{note}{escape(caption)}.</caption>{_COLUMNS}"
+    return f'<table class="hpdval-bars">{said}<tbody>{"".join(_bar(row, *axis) for row in rows)}</tbody></table>'
+
+
+def _bar(row: Bar, low: float, high: float) -> str:
+    over, known = row.score >= row.threshold, not np.isnan(row.threshold)
+    kind = " ".join(n for n, on in _kinds(row, over) if on)
+    said = ["in the image" if row.present else "not in the image"] if row.place else ["your words"]
+    said += [("at or above" if over else "below") + f" its threshold of {row.threshold:.3f}"] if known else []
+    tick = f'<div class="tick" style="left:{_percent(row.threshold, low, high)}"></div>' if known else ""
+    fill = f'<div class="fill" style="width:{_percent(row.score, low, high)}"></div>'
+    label = ", ".join([row.name, *([row.group] if row.group else []), *said])
+    return (
+        f'<tr class="{kind}" title="{escape(label)}"><td>{"✓" if row.present else ""}</td>'
+        f'<td class="number">{f"{row.place}." if row.place else "◆"}</td>'
+        f'<th scope="row">{escape(row.name)} <small>{escape(row.group)}</small>'
+        f'<span class="hpdval-hidden">, {escape(", ".join(said))}</span></th>'
+        f'<td><div class="axis">{fill}{tick}</div></td><td class="number">{row.score:.3f}</td></tr>'
+    )
 
 
 def _kinds(row: Bar, over: bool) -> tuple[tuple[str, bool], ...]:
@@ -149,9 +151,13 @@ def part(name: str) -> str:
     return f'<div class="hpdval-part">{escape(name)}</div>'
 
 
-def hint(words: str) -> str:
-    """Return small words beside a control."""
-    return f'<div class="hpdval-hint">{escape(words)}</div>'
+def picture(png: bytes, size: tuple[int, int], words: str) -> str:
+    """Return a picture of (width, height) with the words for it; it is decoded at once, so that nothing flickers."""
+    data = b64encode(png).decode()
+    return (
+        f'<img class="hpdval-picture" width="{size[0]}" height="{size[1]}" decoding="sync" alt="{escape(words)}" '
+        f'src="data:image/png;base64,{data}">'
+    )
 
 
 def status(words: str, problem: bool = False) -> str:

@@ -6,7 +6,7 @@ Letters: H x W pixels of the image, h x w pixels of the picture, k patches.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -37,6 +37,15 @@ class Picture:
         scale = side / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         return cls(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), (height, width))
+
+    def smaller(self, side: int) -> Picture:
+        """Return the same with a longer side of at most ``side`` pixels."""
+        return replace(self, pixels=Picture.of(self.pixels, min(side, max(self.size))).pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, w and h."""
+        return self.pixels.shape[1], self.pixels.shape[0]
 
     @property
     def scale(self) -> np.ndarray:
@@ -72,7 +81,8 @@ def draw(
     image = Image.fromarray(overlay(picture.pixels, values, limits, opacity))
     pen = ImageDraw.Draw(image)
     scale = np.tile(picture.scale, 2)
-    sides = outline(patches) * scale
+    edge = np.tile(np.array(picture.size) - 3, 2)
+    sides = (outline(patches) * scale).clip(2, edge)  # whole lines at the picture's edge, too
     for width, colour in ((5, "black"), (3, "white")):  # seen on dark and on light ground
         for side in sides:
             pen.line([float(v) for v in side], fill=colour, width=width)

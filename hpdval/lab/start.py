@@ -94,13 +94,13 @@ def _chosen(dataset: Dataset, split: str, images: int | Sequence[int] | None) ->
 def _fitted(dataset: Dataset) -> tuple[Split, str]:
     """Return the images that thresholds are fitted on, and what the page says of them."""
     if len(dataset.val):
-        return dataset.val, f"tick: threshold of best F1 on the {len(dataset.val)} validation images"
+        return dataset.val, f"Tick: threshold of best F1 on the {len(dataset.val)} validation images"
     total = len(dataset.train)
     if not total:
-        return dataset.train, "no thresholds: there are no training or validation images"
+        return dataset.train, "No thresholds: there are no training or validation images"
     rows = np.unique(np.linspace(0, total - 1, min(FITTED, total)).round().astype(int))
     count = str(total) if len(rows) == total else f"{len(rows)} of {total}"
-    words = f"tick: threshold of best F1 on {count} training images, too high if the model was trained on them"
+    words = f"Tick: threshold of best F1 on {count} training images, too high if the model was trained on them"
     return dataset.train.subset(rows), words
 
 

@@ -109,7 +109,7 @@ class Limits:
             raise ConfigError(f"the explorer has no {name!r}; use one of {', '.join(NAMES)}")
         if name in ("image", "k"):
             low, high = (0, self.images - 1) if name == "image" else (1, self.patches)
-            if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number in {low} .. {high}")
         elif name in ("alpha", "opacity"):
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:

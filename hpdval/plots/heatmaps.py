@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -204,7 +204,13 @@ def explain_lines(figure: Figure, patches: bool, boxes: bool, caption: str = "")
     if boxes:
         handles.append(Line2D([], [], color=BOX, lw=1.3, ls=(0, (3, 2)), label="objects as annotated"))
     if handles or caption:
-        legend = figure.legend(
-            handles=handles, loc="outside lower left", ncols=2, fontsize=8, handlelength=2.2, alignment="left"
+        title: Any = {"title": plain(caption, 160), "title_fontsize": 8} if caption else {}
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=2,
+            fontsize=8,
+            handlelength=2.2,
+            alignment="left",
+            **title,
         )
-        legend.set_title(plain(caption, 160) or None, prop={"size": 8})
