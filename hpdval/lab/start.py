@@ -81,10 +81,8 @@ def _chosen(dataset: Dataset, split: str, images: int | Sequence[int] | None) ->
         raise DataError(f"{dataset.name} has no {split} images; splits with images: {full}")
     if images is None:
         return found
-    rows = (
-        list(range(images)) if isinstance(images, int) and not isinstance(images, bool) else np.array(images).tolist()
-    )
-    if not rows or isinstance(images, bool) or min(rows) < 0 or max(rows) >= len(found):
+    rows = np.arange(images) if isinstance(images, int) and not isinstance(images, bool) else np.asarray(images)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not rows.size or rows.min() < 0 or rows.max() >= len(found):
         raise ConfigError(
             f"images is {images!r}; give indices in 0 .. {len(found) - 1}, or how many, 1 .. {len(found)}"
         )

@@ -21,7 +21,7 @@ from hpdval.scoring.features import FeatureStore
 from hpdval.scoring.maps import Heatmaps, grid_box, heatmaps, texts_of
 from hpdval.scoring.scorer import Scorer
 
-SLICE = 3e8  # multiplications of a pass between two looks at what the user does: some 30 ms
+SLICE = 6e7  # multiplications of a pass between two looks at what the user does: some 20 ms
 KEPT = 24  # results of each kind that stay in memory
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Pass:
         shape = len(tokens), len(texts[0])
         self.branches = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.position = 0
-        self._images = max(1, int(SLICE / (tokens[0].numel() * max(8, shape[1])))) if len(tokens) else 1
+        self._images = max(1, int(SLICE / max(1, tokens[:1].numel() * max(8, shape[1]))))
 
     @property
     def done(self) -> bool:
