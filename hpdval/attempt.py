@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hpdval.errors import RunError
+from hpdval.errors import RunError, one_line
 from hpdval.files import LOCK_SECONDS, lock_held, write_json
 from hpdval.stopping import Interrupted, forget_request, listen, stop_listening
 
@@ -62,8 +62,7 @@ def attempt(run: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[N
             own.write(status="done", finished=time.time())
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-            own.write(status="stopped" if stopped else "failed", error=line, finished=time.time())
+            own.write(status="stopped" if stopped else "failed", error=one_line(error), finished=time.time())
             raise
         finally:
             stop_listening(folder, own)

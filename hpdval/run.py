@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import hpdval
-from hpdval.errors import RunError
+from hpdval.errors import RunError, one_line
 from hpdval.files import LOCK_SECONDS, atomic_write, digest, read_json, sha256_file, write_json
 from hpdval.provenance import code_state, hardware, packages
 from hpdval.stopping import REQUEST, forget_request, listen, stop_listening
@@ -197,7 +197,7 @@ class Run:
         """Release the folder; an unfinished run stays resumable, and keeps the line of the ``error`` that ended it."""
         if self._lock.is_locked and not self.path("manifest.json").exists():
             start = {**read_json(self.path("run.json")), "elapsed": self._elapsed()}
-            ended = {} if error is None else {"ended": " ".join(f"{type(error).__name__}: {error}".split())}
+            ended = {} if error is None else {"ended": one_line(error)}
             write_json(self.path("run.json"), {**start, **ended})
         stop_listening(self.folder, self)
         self._lock.release()

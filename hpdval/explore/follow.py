@@ -21,7 +21,8 @@ from hpdval.stopping import REQUEST
 from hpdval.training.batches import Plan
 
 WAITING, RUNNING, STOPPING, DONE = "waiting", "running", "stopping", "done"
-STOPPED, INTERRUPTED, FAILED = "stopped", "interrupted", "failed"
+STOPPED, INTERRUPTED, FAILED, DAMAGED = "stopped", "interrupted", "failed", "damaged"
+WORDLESS = "its process ended without a word"
 ASKED = ("Interrupted", "KeyboardInterrupt")  # errors of a training that was told to end
 
 
@@ -61,7 +62,7 @@ class FollowedRun:
     """One run folder; :meth:`look` says how it stands."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tail = folder, Tail(folder / "metrics.jsonl")
+        self.folder, self.tail = folder, Tail(folder / "metrics.jsonl", _is_update)
         self.problems: list[str] = []
         self._result: tuple[Any, Mapping[str, Any]] = (None, {})
         self._first: tuple[float, int] | None = None  # when an update of this attempt was first seen, and which
@@ -72,14 +73,18 @@ class FollowedRun:
         # in this order: a manifest is written before the lock is released, and metrics before the manifest
         held = lock_held(self.folder / "run.lock")
         start, manifest = (self._json(name) for name in ("run.json", "manifest.json"))
+        done = manifest.get("status") == "done" and manifest.get("key") == start.get("key")
+        if manifest and start and not done:
+            self.problems.append(f"{self.folder / 'manifest.json'} does not belong to run.json")
+        result = self._read_result() if done else {}
+        state, reason = self._state(start, held, done)
         self.tail.read()
         self.problems += [self.tail.problem] if self.tail.problem else []
-        done = manifest.get("status") == "done" and manifest.get("key") == start.get("key", manifest.get("key"))
-        state, reason = (DONE, "") if done else self._state(start, held)
-        records = tuple(r for r in self.tail.records if _is_update(r))
-        plan, update = _plan(start), max((r["step"] for r in records), default=0)
+        records, plan = tuple(self.tail.records), _plan(start)
+        update = records[-1]["step"] if records else 0
         elapsed = number(manifest.get("wall_seconds")) if done else _elapsed(start, held)
-        last = {name: value for r in records for name, value in _values(r).items()}
+        newest = records[-(plan.updates_per_epoch + 2) :] if plan else records  # what is watched comes once in an epoch
+        last = {name: value for record in newest for name, value in _values(record).items()}
         return Stage(
             name=self.folder.name,
             folder=self.folder,
@@ -93,16 +98,20 @@ class FollowedRun:
             remaining=self._remaining(update, plan, elapsed) if state == RUNNING else None,
             last=last,
             records=records,
-            result=self._read_result() if done else {},
+            result=result,
         )
 
-    def _state(self, start: Mapping[str, Any], held: bool) -> tuple[str, str]:
-        if held:
+    def _state(self, start: Mapping[str, Any], held: bool, done: bool) -> tuple[str, str]:
+        if held and not done:
             return RUNNING, ""
+        if self.problems:
+            return DAMAGED, self.problems[0]
+        if done:
+            return DONE, ""
         ended = str(start.get("ended", ""))
         if ended:
             return _asked(ended)
-        return (INTERRUPTED, "its process ended without a word") if start else (WAITING, "")
+        return (INTERRUPTED, WORDLESS) if start else (WAITING, "")
 
     def _json(self, name: str) -> Mapping[str, Any]:
         found, problem = read_record(self.folder / name)
@@ -190,7 +199,7 @@ class Follower:
             if status == "killed":
                 return INTERRUPTED, why
             if status == "running":
-                return INTERRUPTED, "its process ended without a word"
+                return INTERRUPTED, WORDLESS
         if active is not None and active.state != WAITING:
             return active.state, active.reason
         return (FAILED, log[-1]) if log else (WAITING, "")

@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 import ipywidgets as widgets
 
 from hpdval.detached import stop_training
-from hpdval.errors import ConfigError, HpdvalError
-from hpdval.explore.follow import DONE, RUNNING, Follower, Snapshot
+from hpdval.errors import ConfigError, HpdvalError, one_line
+from hpdval.explore.follow import DONE, RUNNING, WAITING, Follower, Snapshot
 from hpdval.explore.page import details, heading
 from hpdval.plots.style import figure_bytes
 from hpdval.plots.training import loss_curves
@@ -67,8 +67,9 @@ class LiveView(widgets.VBox):
     """
 
     def __init__(self, folder: Path, every: float) -> None:
-        self.folder, self.snapshot = folder, Snapshot(folder, "waiting")
+        self.folder, self.snapshot = folder, Snapshot(folder, WAITING)
         self._follower, self._every, self._message = Follower(folder), every, ""
+        self._undrawn = ""
         self._looking, self._ended = threading.Lock(), threading.Event()
         self._drawn: tuple[Any, ...] = ()
         self._draw_after = 0.0
@@ -159,10 +160,10 @@ class LiveView(widgets.VBox):
             try:
                 self.snapshot = self._follower.look()
                 self.state.value = heading(self.snapshot)
-                self.details.value = details(self.snapshot, self._message)
+                self.details.value = details(self.snapshot, self._message or self._undrawn)
             except Exception as error:  # files may hold anything, and a thread has nobody who would catch it
-                self._message = f"cannot show {self.folder.name}: {type(error).__name__}: {error}"
-                self.details.value = details(Snapshot(self.folder, "waiting"), self._message)
+                trouble = f"cannot show {self.folder.name}: {one_line(error)}"
+                self.details.value = details(Snapshot(self.folder, WAITING), trouble)
             self._show_buttons()
 
     def _draw(self) -> None:
@@ -179,9 +180,9 @@ class LiveView(widgets.VBox):
         try:
             figure = loss_curves(records, str(records[-1]["stage"]), title=f"{self.folder.name}: {stage.name}")
             self.curves.value = figure_bytes(figure, "png", dpi=100)
-            self.curves.layout.display = None
+            self.curves.layout.display, self._undrawn = None, ""
         except Exception as error:
-            self._message = f"the curves cannot be drawn: {type(error).__name__}: {error}"
+            self._undrawn = f"the curves cannot be drawn: {one_line(error)}"
         self._drawn = now
         self._draw_after = time.monotonic() + DRAWING_SHARE * (time.monotonic() - began)
 

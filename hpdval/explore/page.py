@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpdval.explore.follow import (
+    DAMAGED,
     DONE,
     FAILED,
     INTERRUPTED,
@@ -34,6 +35,7 @@ MARKS = {  # a sign and a colour of Okabe and Ito's palette, dark enough for whi
     STOPPED: ("■", "#A85800"),
     INTERRUPTED: ("■", "#A85800"),
     FAILED: ("✕", "#B03A2E"),
+    DAMAGED: ("✕", "#B03A2E"),
     DONE: ("✓", "#00795A"),
 }
 BEGINS = "It reads the data and the model; no run is at work yet."

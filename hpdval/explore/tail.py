@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ LOG_BYTES, LOG_LINES = 8192, 6
 class Tail:
     """The whole lines of a growing file of JSON objects; :meth:`read` takes what is new.
 
-    A file that was replaced, as a resumed run does, or that became shorter, is read anew.
+    A file that was replaced, as a resumed run does, or that became shorter, is read anew.  ``wanted`` chooses what is
+    kept.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, wanted: Callable[[Mapping[str, Any]], bool] = bool) -> None:
+        self.path, self.wanted = path, wanted
         self._begin((0, 0))
 
     def _begin(self, identity: tuple[int, int]) -> None:
@@ -60,7 +61,8 @@ class Tail:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError
-            self.records.append(record)
+            if self.wanted(record):
+                self.records.append(record)
         except (ValueError, RecursionError):
             self.problem = self.problem or f"{self.path.name}, line {self._lines} is damaged and left out"
 
