@@ -26,6 +26,8 @@ _EXPORTS = {
     "error_report": "hpdval.error_analysis",
     "train": "hpdval.training.stages",
     "launch_training": "hpdval.launch",
+    "start_training": "hpdval.detached",
+    "watch": "hpdval.lab.live.widget",
     "train_joint": "hpdval.training.joint",
     "train_stage1": "hpdval.training.stage1",
     "train_stage2": "hpdval.training.stage2",
@@ -61,18 +63,22 @@ __all__ = [
     "parse_overrides",
     "report_run",
     "score_run",
+    "start_training",
     "train",
     "train_joint",
     "train_stage1",
     "train_stage2",
+    "watch",
     "zero_shot",
     "zero_shot_scorer",
 ]
 
 if TYPE_CHECKING:
     from hpdval.data.load import load_dataset
+    from hpdval.detached import start_training
     from hpdval.error_analysis import error_report
     from hpdval.errors import HpdvalError
+    from hpdval.lab.live.widget import watch
     from hpdval.lab.start import explore
     from hpdval.launch import launch_training
     from hpdval.metrics import average_precision, evaluate, paired_bootstrap

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import hpdval
-from hpdval.commands import data, errors, joined, notebooks, predict, report, runs, sweep, train
+from hpdval.commands import data, errors, joined, notebooks, predict, report, runs, stop, sweep, train
 from hpdval.errors import HpdvalError
 
-COMMANDS = (notebooks, sweep, train, predict, report, errors, runs, data)  # in the order of the help
+COMMANDS = (notebooks, sweep, train, stop, predict, report, errors, runs, data)  # in the order of the help
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpdval.errors import ConfigError, HpdvalError, RunError
 from hpdval.run import Run
+from hpdval.stopping import take_request
 
 TIMEOUT = timedelta(hours=1)  # how long processes wait for one that decodes images or writes a checkpoint
 
@@ -152,6 +153,11 @@ def largest(value: int) -> int:
     return int(found)
 
 
+def asked_to_stop() -> bool:
+    """Return whether a stop was asked for where the first process holds a folder, on all processes alike."""
+    return bool(largest(int(rank() == 0 and take_request())))
+
+
 @contextmanager
 def same_error() -> Iterator[None]:
     """Raise on every process what the block raised on purpose on one of them; they wait for each other at its end."""
@@ -195,7 +201,7 @@ class FollowedRun(Run):
         """Leave it to the first process."""
         self.done = True
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """Hold nothing."""
 
 

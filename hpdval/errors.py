@@ -13,6 +13,15 @@ class HpdvalError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def one_line(error: BaseException) -> str:
+    """Return the name of an error and what it says in a single line, as records of runs keep it.
+
+    >>> one_line(ValueError("a\\nb")), one_line(KeyboardInterrupt())
+    ('ValueError: a b', 'KeyboardInterrupt')
+    """
+    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+
+
 class DataError(HpdvalError, ValueError):
     """Images, labels, class lists or splits that cannot be used as given."""
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpdval.attempt import attempt
 from hpdval.errors import ConfigError, RunError
 from hpdval.overrides import named_values
 from hpdval.recipes import get_recipe
@@ -48,15 +49,20 @@ def train_source(
         HpdvalError: what the recipe, the data or the training refuses.
     """
     from hpdval.data.load import load_dataset
-    from hpdval.training.stages import train
+    from hpdval.stopping import Interrupted, take_request
+    from hpdval.training.stages import run_folders, train
 
     if os.environ.get(WATCHED):
         threading.Thread(target=_end_with_parent, daemon=True).start()
     experiment = get_recipe(recipe, dataset=source, **(overrides or {}))
     if data and {"val", "val_seed"} & set(data):
         raise ConfigError("the validation part belongs to the recipe: override val=0.2, it is drawn with the seed")
-    dataset = load_dataset(source, val=experiment.val, val_seed=experiment.seed, **(data or {}))
-    return train(dataset, experiment, run=run, device=device, show=show)
+    folders = [folder.name for folder in run_folders(run, experiment).values()]
+    with attempt(run, {"source": str(source), "recipe": recipe, "runs": folders}):
+        dataset = load_dataset(source, val=experiment.val, val_seed=experiment.seed, **(data or {}))
+        if take_request():
+            raise Interrupted("stopped on request before the first run; run the same command again to continue")
+        return train(dataset, experiment, run=run, device=device, show=show)
 
 
 def _end_with_parent() -> None:
@@ -90,9 +96,7 @@ def launch_training(
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ConfigError(f"processes is {processes!r}; it must be a whole number, at least 1: one for each GPU")
     experiment = get_recipe(recipe, dataset=source, **(overrides or {}))
-    words = [str(source), "--recipe", recipe, "--out", os.fspath(run), "--device", device]
-    words += [word for name, value in (overrides or {}).items() for word in ("-p", f"{name}={value}")]
-    words += [word for name, value in (data or {}).items() for word in ("-d", f"{name}={_json(value)}")]
+    words = train_words(source, recipe, run=run, overrides=overrides, data=data, device=device)
     with tempfile.TemporaryDirectory(prefix="hpdval-") as logs:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         torchrun += ["--log-dir", logs, "--tee", "3", "-m", "hpdval.cli", "train"]
@@ -103,6 +107,21 @@ def launch_training(
     from hpdval.training.stages import run_folders
 
     return run_folders(run, experiment)
+
+
+def train_words(
+    source: str,
+    recipe: str,
+    *,
+    run: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+    device: str,
+) -> list[str]:
+    """Return the words that tell ``hpdval train`` the same."""
+    words = [str(source), "--recipe", recipe, "--out", os.fspath(run), "--device", device]
+    words += [word for name, value in (overrides or {}).items() for word in ("-p", f"{name}={value}")]
+    return words + [word for name, value in (data or {}).items() for word in ("-d", f"{name}={_json(value)}")]
 
 
 def json_values(words: Sequence[str]) -> dict[str, Any]:

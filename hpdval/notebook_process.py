@@ -142,7 +142,7 @@ def main() -> int:
             failure = {"status": "killed", "error": "the kernel died (killed, or out of memory)"}
     except BaseException as error:  # whatever papermill, nbclient or the kernel may raise ends up in the record
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-        status = "killed" if name == "DeadKernelError" else "failed"
+        status = {"DeadKernelError": "killed", "Interrupted": "stopped"}.get(name, "failed")
         failure = {"status": status, "error": " ".join(f"{name}: {text}".split())}
         failure["traceback"] = last_lines(getattr(error, "traceback", []))
         for line in failure["traceback"]:

@@ -2,7 +2,7 @@
 
 A run folder holds, beside what :mod:`hpdval.run` writes there:
 
-    notebook.json       the runner's record: key, parameters, status (running, done, failed or killed)
+    notebook.json       the runner's record: key, parameters, status (running, done, failed, killed or stopped)
     executed.ipynb      the executed copy; ``partial.ipynb`` while it runs, and after a failure
 
 A notebook is done when every cell ran *and* its own last cell wrote ``manifest.json``; the exit code alone is not
@@ -169,7 +169,7 @@ def _run(source: Path, values: dict[str, Any], folder: Path, key: str, timeout: 
     record = _status(folder) or record
     seconds = round(time.time() - started, 1)
     if code != 0 or record["status"] != "executed":
-        if record["status"] not in ("failed", "killed"):
+        if record["status"] not in ("failed", "killed", "stopped"):
             record |= {"status": "killed", "error": f"its process ended with exit code {code}"}
     elif _identity(manifest) in (None, before) or read_json(manifest).get("status") != "done":
         record |= {

@@ -25,19 +25,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import hpdval
-from hpdval.errors import RunError
+from hpdval.errors import RunError, one_line
 from hpdval.files import LOCK_SECONDS, atomic_write, digest, read_json, sha256_file, write_json
 from hpdval.provenance import code_state, hardware, packages
+from hpdval.stopping import REQUEST, forget_request, listen, stop_listening
 
-# what the notebook runner still writes or holds when the manifest is written
+# what the notebook runner and `hpdval train` still write or hold when the manifest is written
 NOT_LISTED = {
-    "run.lock",
-    "manifest.json",
-    "notebook.json",
-    "notebook.lock",
-    "process.lock",
-    "partial.ipynb",
-    "executed.ipynb",
+    *("run.lock", "manifest.json", REQUEST),
+    *("notebook.json", "notebook.lock", "process.lock", "partial.ipynb", "executed.ipynb"),
+    *("train.json", "train.lock", "train.log"),
 }
 
 _OPEN: WeakValueDictionary[Path, Run] = WeakValueDictionary()  # the runs this process holds
@@ -95,8 +92,10 @@ class Run:
             self._lock.release()
             raise
         _OPEN[self.folder] = self
+        listen(self.folder, self)
 
     def _claim(self) -> None:
+        forget_request(self.folder)
         for stale in self.folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
         start = self.path("run.json")
@@ -107,6 +106,8 @@ class Run:
                     f"{self.folder} holds another run ({_difference(old, self.describe())}); "
                     "choose another folder or delete it"
                 )
+            if not self.path("manifest.json").exists():
+                write_json(start, {**{n: v for n, v in old.items() if n != "ended"}, "opened": self._began})
         else:
             write_json(start, {**self.describe(), "started": self._began})
 
@@ -192,11 +193,13 @@ class Run:
             "files": {str(p.relative_to(self.folder)): sha256_file(p) for p in files if not p.name.endswith(".tmp")},
         }
 
-    def close(self) -> None:
-        """Release the folder; an unfinished run stays resumable."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Release the folder; an unfinished run stays resumable, and keeps the line of the ``error`` that ended it."""
         if self._lock.is_locked and not self.path("manifest.json").exists():
-            start = read_json(self.path("run.json"))
-            write_json(self.path("run.json"), {**start, "elapsed": self._elapsed()})
+            start = {**read_json(self.path("run.json")), "elapsed": self._elapsed()}
+            ended = {} if error is None else {"ended": one_line(error)}
+            write_json(self.path("run.json"), {**start, **ended})
+        stop_listening(self.folder, self)
         self._lock.release()
 
     def _elapsed(self) -> float:
@@ -209,7 +212,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(value)
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

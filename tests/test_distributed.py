@@ -27,6 +27,8 @@ from hpdval.data.dataset import Dataset
 from hpdval.errors import ConfigError, DataError, HpdvalError, NonFiniteLossError, RunError
 from hpdval.models import Clip, ImageFeatures, load_clip
 from hpdval.run import read_manifest, read_metrics, read_predictions
+from hpdval.stopping import request_stop
+from hpdval.training import loop
 from hpdval.training.loop import Interrupted, Trainer
 from hpdval.training.stage1 import DualViewAlignment, train_stage1
 
@@ -77,7 +79,7 @@ def train_everything(folder: Path) -> None:
 
 
 def fail_and_go_on(folder: Path) -> None:
-    """Let the second process be asked to stop, then see a NaN, then raise; what each says is written down."""
+    """Let the second process be told to stop, ask for it, see a NaN, then raise; what each says is written down."""
     data, clip = world(folder)
     said: dict[str, list[str]] = {}
     step, features = Trainer.step, DualViewAlignment.features
@@ -85,6 +87,11 @@ def fail_and_go_on(folder: Path) -> None:
     def stopped(self: Trainer, batches: Any) -> None:
         if distributed.rank() == 1 and self.update == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        step(self, batches)
+
+    def asked(self: Trainer, batches: Any) -> None:
+        if distributed.rank() == 1 and self.update == 4:  # any process may ask, also one that does not train
+            request_stop(folder / "requested")
         step(self, batches)
 
     def poisoned(self: DualViewAlignment, batch: Any) -> Any:
@@ -96,8 +103,8 @@ def fail_and_go_on(folder: Path) -> None:
             act()
         said[name] = distributed.everyones(str(caught.value))
 
-    def resumed() -> None:
-        train_stage1(data, recipe(**SHORT, **FIRST), run=folder / "resumed", clip=clip, show=False)
+    def resumed(name: str = "resumed") -> None:
+        train_stage1(data, recipe(**SHORT, **FIRST), run=folder / name, clip=clip, show=False)
 
     def refused() -> None:
         with distributed.same_error():
@@ -106,8 +113,12 @@ def fail_and_go_on(folder: Path) -> None:
 
     Trainer.step = stopped  # type: ignore[method-assign]
     tell("stopped", Interrupted, resumed)
+    Trainer.step = asked  # type: ignore[method-assign]
+    loop.LOOK_SECONDS = 0.0
+    tell("requested", Interrupted, lambda: resumed("requested"))
     Trainer.step = step  # type: ignore[method-assign]
     resumed()
+    resumed("requested")
     DualViewAlignment.features = poisoned  # type: ignore[method-assign]
     lone = recipe(**SHORT, **{"stage1.batch_size": 16})
     tell("not finite", NonFiniteLossError, lambda: train_stage1(data, lone, run=folder / "n", clip=clip, show=False))
@@ -222,9 +233,14 @@ def test_stopped_in_one_process_all_save_and_the_resumed_run_is_bit_identical(tw
     said = json.loads((two / "said.json").read_text())["stopped"]
     assert said[0] == said[1]
     assert "after update 3 of 8" in said[0]
-    files = [load_file(two / name / "clip.safetensors") for name in ("sequence/stage1", "resumed")]
-    assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
-    assert read_metrics(two / "resumed") == read_metrics(two / "sequence" / "stage1")
+    requested = json.loads((two / "said.json").read_text())["requested"]
+    assert requested[0] == requested[1]
+    after = int(requested[0].removeprefix("stage1 stopped on request after update ").split()[0])
+    assert after in (5, 6), "the first process may have looked just before it was asked"
+    for name in ("resumed", "requested"):
+        files = [load_file(two / folder / "clip.safetensors") for folder in ("sequence/stage1", name)]
+        assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
+        assert read_metrics(two / name) == read_metrics(two / "sequence" / "stage1")
 
 
 def test_what_is_not_finite_in_one_process_stops_all_and_names_the_images(two: Path) -> None:

@@ -21,6 +21,7 @@ from hpdval.errors import ConfigError, RunError
 from hpdval.files import lock_held, write_json
 from hpdval.run import Run, read_manifest
 from hpdval.tables import list_runs
+from hpdval.tables.inventory import find_run
 
 RESULT = {"method": "stage 1", "recipe": "scenes", "selection": "last epoch", "protocol": "scenes-lt test, 2000 images"}
 
@@ -45,6 +46,35 @@ def three(tmp_path: Path) -> Path:
     start(tmp_path / "b", seed=1, lr=5e-5).close()
     finish(tmp_path / "c/inner", 47.25, seed=2, selection="best epoch on test")
     return tmp_path
+
+
+# -- one run by its key ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_folder_or_the_first_characters_of_its_key(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = json.loads((three / "b" / "run.json").read_text())["key"]
+    for digits in (6, 12, 64):
+        assert find_run(key[:digits], three) == three / "b"
+    assert find_run(three / "c") == three / "c"
+    monkeypatch.chdir(three)
+    assert find_run("b") == three / "b", "a folder goes before a key"
+    write_json(three / "n" / "notebook.json", {"key": "abcdef012345", "notebook": "x"})
+    (three / "n" / "run.json").write_text("damaged")
+    assert find_run("abcdef", three) == three / "n"
+
+
+def test_a_key_of_no_run_or_of_several_is_refused(three: Path) -> None:
+    key = json.loads((three / "b" / "run.json").read_text())["key"]
+    for wrong in ("nothing", key[:5], key.upper()[:4] + "xyz", ""):
+        with pytest.raises(RunError, match="give a run's folder, or at least 6 characters of its key"):
+            find_run(wrong or "-", three)
+    with pytest.raises(RunError, match=f"the key {'0' * 12} is that of none below .*; see hpdval runs$"):
+        find_run("0" * 12, three)
+    shutil.copytree(three / "b", three / "d")
+    with pytest.raises(RunError, match=r"is that of 2 runs: .*b, .*d; give the folder below"):
+        find_run(key[:8], three)
 
 
 # -- what became of each run ------------------------------------------------------------------------------------------

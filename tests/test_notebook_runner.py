@@ -21,6 +21,7 @@ from hpdval import notebook_runner
 from hpdval.errors import ConfigError, RunError
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 from hpdval.notebook_runner import run_notebook
+from hpdval.tables import list_runs
 
 PARAMETERS = 'seed = 0\nrate = 0.5\nfast = False\nrecipe = "scenes"\noverrides = ""\ndevice = "auto"\nrun_dir = ""'
 FINISH = """import json, pathlib, sys
@@ -208,6 +209,30 @@ def test_a_failing_cell_is_named(make: Callable[..., Path], tmp_path: Path, capf
     assert "----> 1 1 / 0" in capfd.readouterr().out
     assert record(folder)["status"] == "failed"
     assert not (folder / "executed.ipynb").exists()
+
+
+def test_stopped_on_request_it_is_not_done_and_the_same_call_continues(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, said = (
+        tmp_path / "run",
+        "stage1 stopped on request after update 3 of 8; run the same command again to continue",
+    )
+    training = f"""import pathlib
+from hpdval.stopping import Interrupted
+first = pathlib.Path(run_dir, "first")
+if not first.exists():
+    first.touch()
+    raise Interrupted({said!r})"""
+    notebook = make(training, FINISH)
+    with pytest.raises(RunError, match=f"example stopped in cell 3 after .* s: Interrupted: {said}"):
+        run_notebook(notebook, {}, folder)
+    assert (record(folder)["status"], record(folder)["error"]) == ("stopped", f"Interrupted: {said}")
+    assert list_runs(folder)["status"].tolist() == ["stopped"]
+    assert not (folder / "executed.ipynb").exists()
+    run_notebook(notebook, {}, folder)
+    assert record(folder)["status"] == "done"
+    assert "error" not in record(folder)
 
 
 def test_a_killed_kernel_is_never_done(make: Callable[..., Path], tmp_path: Path) -> None:

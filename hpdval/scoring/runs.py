@@ -14,7 +14,7 @@ import torch
 from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
-from hpdval.distributed import FollowedRun, everyones, follow, rank, same_error
+from hpdval.distributed import FollowedRun, asked_to_stop, everyones, follow, rank, same_error
 from hpdval.errors import RunError
 from hpdval.files import digest, sha256_file, write_json
 from hpdval.metrics import Evaluation, evaluate
@@ -23,6 +23,7 @@ from hpdval.models.numeric import numeric_mode
 from hpdval.models.student import make_student
 from hpdval.run import Run, read_manifest, read_predictions, run_key
 from hpdval.scoring.scorer import Scorer
+from hpdval.stopping import Interrupted
 
 
 def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
@@ -147,8 +148,15 @@ def score_run(
 
 
 def report_run(run: Run, scorer: Scorer, dataset: Dataset, experiment: Experiment, *, show: bool = True) -> Evaluation:
-    """Do what :func:`score_run` does, and finish the run."""
+    """Do what :func:`score_run` does, and finish the run.
+
+    Raises:
+        Interrupted: a stop was asked for meanwhile; the run is finished, and what would come after it is not begun.
+    """
     _, result = score_run(run, scorer, dataset, experiment, show=show)
+    stop = asked_to_stop()
     run.finish()
     everyones("finished")  # no process reads the run before the first one wrote it
+    if stop:
+        raise Interrupted(f"stopped on request after {run.kind}, which is done; run the same command again to continue")
     return result

@@ -143,7 +143,7 @@ def _run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str
     if problem:
         with suppress(HpdvalError):  # how it failed, if it came as far as to say so
             found = {key: read_json(target / RECORD).get(key) for key in ("status", "error", "cell", "traceback")}
-            if found["status"] in ("failed", "killed"):
+            if found["status"] in ("failed", "killed", "stopped"):
                 problem |= {key: value for key, value in found.items() if value}
     return {"status": "done", **problem, "seconds": round(time.monotonic() - started, 1)}
 

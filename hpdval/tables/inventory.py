@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hpdval.errors import ConfigError, HpdvalError
+from hpdval.errors import ConfigError, HpdvalError, RunError
 from hpdval.files import lock_held, read_json, sha256_file
 from hpdval.metrics.protocol import SELECTED_ON_TEST, selection_rule
 from hpdval.tables.choose import chosen_rows, sorted_rows
@@ -35,7 +37,7 @@ NUMBERS, TIMES = (*COLUMNS, "minutes"), ("started", "finished")
 def list_runs(*folders: Folder, where: str | Sequence[str] = (), sort: str | None = None) -> pd.DataFrame:
     """Return a row for each run folder below ``folders`` (default: ``runs``), whatever became of it.
 
-    Columns: ``status`` (done, running, failed, killed, unfinished, damaged), ``method``, ``kind``, ``recipe``,
+    Columns: ``status`` (done, running, failed, killed, stopped, unfinished, damaged), ``method``, ``kind``, ``recipe``,
     ``dataset``, ``seed``, ``stages``, ``total``, ``head``, ``medium`` and ``tail`` (test mAP in percent, of runs that
     are done), ``minutes``, ``started`` and ``finished`` (UTC), ``commit`` ("+": the checkout was changed), ``version``,
     ``protocol``, ``selected_on_test``, ``error``, ``folder``, and every scalar field of the configurations by its
@@ -56,6 +58,34 @@ def list_runs(*folders: Folder, where: str | Sequence[str] = (), sort: str | Non
     table = _table([row for folder, failure in _walk(roots) if (row := _row(folder, failure))])
     table = chosen_rows(table, [where] if isinstance(where, str) else where)
     return sorted_rows(table, sort) if sort else table
+
+
+def find_run(run: Folder, root: Folder = "runs") -> Path:
+    """Return the folder of a run: the one that is given, or that of the one run below ``root`` whose key begins so.
+
+    The key is that in ``run.json`` or ``notebook.json``; at least 6 of its hexadecimal digits are wanted.
+
+    Raises:
+        RunError: there is no such folder, and no run or more than one with that key.
+    """
+    folder = Path(run).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    given = str(run)
+    if not re.fullmatch(r"[0-9a-f]{6,64}", given):
+        raise RunError(f"there is no folder {given}; give a run's folder, or at least 6 characters of its key")
+    root = Path(root).expanduser()
+    found = [inner for inner, _ in _walk([root]) if any(key.startswith(given) for key in _keys(inner))]
+    if len(found) != 1:
+        where = f"{len(found)} runs: {', '.join(map(str, found[:3]))}; give the folder" if found else "none"
+        raise RunError(f"the key {given} is that of {where} below {root}" + "; see hpdval runs" * (not found))
+    return found[0].resolve()
+
+
+def _keys(folder: Path) -> Iterator[str]:
+    for name in ("run.json", "notebook.json"):
+        with suppress(HpdvalError, OSError):
+            yield str(_mapping(read_json(folder / name)).get("key", ""))
 
 
 def _walk(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -96,18 +126,18 @@ def _row(folder: Path, failure: str) -> dict[str, Any] | None:
     result: Record = {}
     if not failure and done:
         result, failure = _result(folder, start, manifest)
-    status, why = ("damaged", failure) if failure else ("done", None) if done else _status(folder, notebook)
+    status, why = ("damaged", failure) if failure else ("done", None) if done else _status(folder, start, notebook)
     return {**_facts(manifest or start, notebook, result), "status": status, "error": why, "folder": str(folder)}
 
 
-def _status(folder: Path, notebook: Record) -> tuple[str, str | None]:
+def _status(folder: Path, start: Record, notebook: Record) -> tuple[str, str | None]:
     """Return what became of a run without a manifest, and why."""
     if lock_held(folder / "run.lock") or lock_held(folder / "notebook.lock"):
         return "running", None
-    if notebook.get("status") in ("failed", "killed"):
+    if notebook.get("status") in ("failed", "killed", "stopped"):
         cell = f"cell {notebook['cell']}: " if notebook.get("cell") else ""
         return notebook["status"], f"{cell}{notebook.get('error') or 'no reason recorded'}"
-    return "unfinished", None
+    return "unfinished", start.get("ended")
 
 
 def _result(folder: Path, start: Record, manifest: Record) -> tuple[Record, str]:

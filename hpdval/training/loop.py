@@ -6,6 +6,7 @@ repeats nothing and skips nothing: on a CPU its weights are bit-identical to tho
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -17,19 +18,15 @@ import torch
 
 from hpdval.config import TrainingConfig
 from hpdval.distributed import largest
-from hpdval.errors import RunError
 from hpdval.models.numeric import numeric_mode
 from hpdval.progress import progress
 from hpdval.run import Run
+from hpdval.stopping import LOOK_SECONDS, Interrupted, take_request
 from hpdval.training.batches import Batch, Batches, Plan, micro_batches_of_updates
 from hpdval.training.trainer import Task, Trainer
 
 CHECKPOINT_SECONDS = 60.0
-SAVE = 1  # what a process may ask for after an update, besides a signal
-
-
-class Interrupted(RunError):
-    """Training was asked to stop; it saved a checkpoint first."""
+SAVE, REQUESTED = 1, 1000  # what a process may ask for after an update, besides a signal
 
 
 @contextmanager
@@ -83,7 +80,7 @@ def fit(
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
-        Interrupted: SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGTERM came, or a request (:mod:`hpdval.stopping`); a checkpoint was saved.
         KeyboardInterrupt: Ctrl-C came; a checkpoint was saved.
     """
     plan = Plan(n_images, config.batch_size, config.accumulate, config.epochs, seed)
@@ -110,7 +107,7 @@ def _follow(
     watch: tuple[str, Callable[[], float]] | None,
     received: list[int],
 ) -> None:
-    plan, saved = trainer.plan, time.monotonic()
+    plan, saved, looked = trainer.plan, time.monotonic(), -math.inf
     for _, group in updates:
         trainer.step(group)
         epoch_ends = trainer.update % plan.updates_per_epoch == 0
@@ -119,15 +116,22 @@ def _follow(
             if watch is not None:
                 _watch(trainer, *watch, (trainer.update - 1) // plan.updates_per_epoch)
         due = epoch_ends or time.monotonic() - saved > CHECKPOINT_SECONDS
-        asked = largest(received[0] if received else SAVE if due else 0)  # of all processes
+        own = received[0] if received else SAVE if due else 0
+        if trainer.run.writes and time.monotonic() - looked > LOOK_SECONDS:
+            looked = time.monotonic()
+            own = REQUESTED if take_request() else own
+        asked = largest(own)  # of all processes
         if asked:
             trainer.save()
             saved = time.monotonic()
         if asked > SAVE:
             if asked == signal.SIGINT:
                 raise KeyboardInterrupt
+            after = f"after update {trainer.update} of {plan.updates}"
+            if asked == REQUESTED:
+                raise Interrupted(f"{trainer.stage} stopped on request {after}; run the same command again to continue")
             raise Interrupted(
-                f"{trainer.stage} stopped by SIGTERM after update {trainer.update} of {plan.updates}; "
+                f"{trainer.stage} stopped by SIGTERM {after}; "
                 f"{trainer.path} is saved, run the same command again to continue"
             )
 

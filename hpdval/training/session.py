@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def training_session(
         yield session
     finally:
         if owned:
-            opened.close()
+            opened.close(sys.exception())
 
 
 def _start(
