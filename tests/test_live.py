@@ -17,7 +17,6 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
-from hpdval.explore import follow
 from PIL import Image
 from test_training import CLASSES, TINY, coloured, recipe
 
@@ -27,6 +26,7 @@ from hpdval.attempt import INHERITED, attempt
 from hpdval.detached import start_training, stop_training
 from hpdval.errors import ConfigError, RunError
 from hpdval.files import read_json, write_json
+from hpdval.lab.live import follow
 from hpdval.lab.live.follow import FollowedRun, Follower
 from hpdval.lab.live.page import details, heading
 from hpdval.lab.live.tail import Tail, log_lines
