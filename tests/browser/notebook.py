@@ -51,6 +51,11 @@ window.hpdval = {
     return images.every(image => image.complete && image.naturalWidth > 0)
       && !/Loading widget|Error displaying widget/.test(this.panel.node.innerText);
   },
+  height() {
+    const cells = [...this.panel.node.querySelectorAll(".jp-Notebook-cell")];
+    this.panel.node.querySelector(".jp-WindowedPanel-outer").scrollTop = 0;
+    return Math.ceil(cells.at(-1).getBoundingClientRect().bottom) + 40;
+  },
   async answered() { await this.kernel.requestKernelInfo(); return true; },
   async picture(index) {
     const all = [...this.panel.node.querySelectorAll(":is(img, canvas):is(.jp-OutputArea-output *)")];
@@ -183,17 +188,10 @@ class NotebookPage:
     def shot(self, name: str, whole: bool = True) -> Path:
         """``build/browser/NAME.png``: the whole notebook from its first cell, or the window as it is."""
         path = self.shots / f"{name}.png"
-        if whole:
-            height = self.page.evaluate(
-                """() => {
-                  const outer = hpdval.panel.node.querySelector(".jp-WindowedPanel-outer");
-                  outer.scrollTop = 0;
-                  const cells = [...hpdval.panel.node.querySelectorAll(".jp-Notebook-cell")];
-                  return cells.reduce((sum, cell) => sum + cell.offsetHeight + 10, 200);
-                }"""
-            )
-            self.page.set_viewport_size({"width": WIDTH, "height": min(max(HEIGHT, height), TALLEST)})
-            self.page.wait_for_timeout(500)
+        for _ in range(2 * whole):  # what was out of view before may have another height once it is drawn
+            height = min(max(HEIGHT, self.page.evaluate("() => hpdval.height()")), TALLEST)
+            self.page.set_viewport_size({"width": WIDTH, "height": height})
+            self.page.wait_for_timeout(300)
         self.page.screenshot(path=path)
         self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         return path

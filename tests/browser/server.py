@@ -15,6 +15,14 @@ import psutil
 
 START_SECONDS = 120
 END_SECONDS = 30
+# JupyterLab that ends, with its kernels, when its standard input does: also where the test itself is killed.
+START = """import os, signal, threading
+def watch():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=watch, daemon=True).start()
+from jupyterlab.labapp import main
+main()"""
 MARK = "HPDVAL_BROWSER_TEST"  # in the environment of the server, so of all it starts
 
 
@@ -32,9 +40,8 @@ class JupyterLab:
         settings.parent.mkdir(parents=True)
         settings.write_text('{"fetchNews": "false"}', encoding="utf-8")  # or it asks, over the notebook
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                self.command(), env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            streams = {"stdin": subprocess.PIPE, "stdout": file, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(self.command(), env=environment, start_new_session=True, **streams)
         self.url = self.wait(folder / "runtime" / f"jpserver-{self.process.pid}.json")
 
     def command(self) -> list[str]:
@@ -43,9 +50,6 @@ class JupyterLab:
             "ServerApp.ip": "127.0.0.1",
             "ServerApp.port": 0,
             "ServerApp.root_dir": self.notebooks,
-            "ServerApp.shutdown_no_activity_timeout": 900,  # where the test itself is killed
-            "MappingKernelManager.cull_idle_timeout": 900,
-            "MappingKernelManager.cull_connected": True,
             "IdentityProvider.token": self.token,
             "LabApp.expose_app_in_browser": True,  # window.jupyterapp tells what the cells do
             "LabApp.extension_manager": "readonly",
@@ -54,7 +58,7 @@ class JupyterLab:
         }
         root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         told = [f"--{name}={value}" for name, value in options.items()]
-        return [sys.executable, "-m", "jupyterlab", "--no-browser", *root, *told]
+        return [sys.executable, "-c", START, "--no-browser", *root, *told]
 
     def wait(self, record: Path) -> str:
         """Its address, once it listens: the record is written after that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,11 @@ from hpdval.notebook_parameters import notebooks_dir
 if TYPE_CHECKING:
     from .lab import Lab
 
-NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
+LONG = {"03_stage1_dual_view_alignment", "04_stage2_hierarchical_prompts"}  # each encodes 2,000 images again
+NOTEBOOKS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] * (path.stem in LONG))
+    for path in sorted(notebooks_dir().glob("*.ipynb"))
+]
 
 WIDGETS = """import io
 import ipywidgets as widgets
@@ -37,8 +42,8 @@ BAD_PAGE = """from IPython.display import HTML
 HTML("<script>console.error('a complaint')</script><img src='http://192.0.2.1/a.png' alt=''>")"""  # nobody's address
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_in_jupyterlab(path, lab: Lab) -> None:
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_notebook_runs_in_jupyterlab(path: Path, lab: Lab) -> None:
     with lab.open(path.name) as notebook:
         notebook.run_all()
         assert notebook.picture_bytes(), "a notebook has a figure"
