@@ -35,7 +35,8 @@ ablations: setup  ## the paper's ablations with three seeds, and their report (o
 
 test: export OMP_NUM_THREADS ?= 2
 test: export MPLBACKEND := Agg
-test: lint  ## what CI runs: lint, types, unit tests, doctests, every notebook with smoke parameters
+test: lint  ## what CI runs: lint, types, unit tests, doctests, every notebook with smoke parameters, also in a browser
+	@$(BIN)/python tests/browser/chromium.py
 	@$(BIN)/python tests/smoke_notebooks.py build/smoke
 	@$(BIN)/python -m pytest tests hpdval build/smoke $(NBVAL) $(ARGS)
 
@@ -51,7 +52,7 @@ fix: setup  ## format, and mend what ruff can
 	@$(BIN)/ruff format .
 	@$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 
-lab: setup  ## JupyterLab on the notebooks
+lab: setup  ## JupyterLab on the notebooks (as root, in a container: ARGS=--allow-root)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 docs: setup  ## the site, into build/docs (open build/docs/index.html; ARGS="-b linkcheck" asks outer links)
