@@ -16,18 +16,22 @@ from hpdval.files import read_json
 from hpdval.notebook_parameters import check_parameters, notebook_parameters, notebooks_dir
 
 
-def prepare(folder: Path) -> list[Path]:
-    """Write one copy of every notebook into ``folder``, which is emptied first."""
+def prepare(folder: Path, *, chained: bool = True) -> list[Path]:
+    """Write one copy of every notebook into ``folder``, which is emptied first.
+
+    ``chained`` copies name the runs of those before them, which must have been run.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     copies, runs = [], {}
     for notebook in sorted(notebooks_dir().glob("*.ipynb")):
         known = notebook_parameters(notebook)
         runs[notebook.stem] = str(folder / "runs" / notebook.stem)
-        stage1 = next((run for name, run in runs.items() if "stage1" in name), "")
+        stages = [run for name, run in runs.items() if "stage" in name and chained]
         given = {
             "run_dir": runs[notebook.stem],
-            "stage1_run": stage1,
+            "stage1_run": (stages or [""])[0],
+            "runs": ",".join(stages),
             **read_json(notebook)["metadata"]["hpdval"]["smoke"],
         }
         values = check_parameters(notebook, {name: value for name, value in given.items() if name in known})

@@ -44,7 +44,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if any(item.path.parent == SMOKE for item in request.session.items):
         copies = sorted(SMOKE.glob("*.ipynb"))
     else:
-        copies = prepare(folder / "smoke")
+        copies = prepare(folder / "smoke", chained=False)
     server = JupyterLab(folder, shots / "jupyterlab.log")
     for copy in copies:
         shutil.copy(copy, server.notebooks)
