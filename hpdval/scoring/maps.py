@@ -232,6 +232,7 @@ def maps_of_split(
         rows = _attentions(scorer, split, classes, texts, method, show)
     for wanted in classes:
         yield np.stack(list(islice(rows, len(wanted)))).reshape(-1, *grid) if len(wanted) else np.zeros((0, *grid))
+    next(rows, None)  # lets it end, and its progress bar with it
 
 
 def _similarities(
