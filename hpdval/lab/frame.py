@@ -72,62 +72,62 @@ def compose(
     before: Frame | None,
 ) -> Frame:
     """Return what a state shows; pictures that are as they were ``before`` are not drawn again."""
-    klass = dataset.classes.index(state.klass)
-    one: int | str = state.text or klass
-    targets = split.targets[state.image]
+    one: int | str = state.text or dataset.classes.index(state.klass)
     maps = [view.map(state.image, one, state.method, state.prompts, picture.shape) for view in views]
     values = [picture.values(m) for m in maps]
     limits = limits_of(values)
-    marked = state.method == "similarity"
-    rectangles = split.boxes(state.image) if state.boxes and split.boxes is not None else np.zeros((0, 5), np.float32)
-    here = rectangles[:, 0] == klass if not state.text else np.zeros(len(rectangles), bool)
+    boxes, others = _boxes(state, split, one)
     scores = [view.scores(state.image, *settings(view, state), state.prompts) for view in views]
-    limits_f1 = [view.thresholds(*settings(view, state), state.prompts) for view in views]
-    rows = [_rows(state, view, s, t, targets, dataset) for view, s, t in zip(views, scores, limits_f1, strict=True)]
+    fits = [view.thresholds(*settings(view, state), state.prompts) for view in views]
+    targets = split.targets[state.image]
+    rows = [_rows(state, view, s, t, targets, dataset) for view, s, t in zip(views, scores, fits, strict=True)]
     axis = _axis(rows)
     caption = f"{fitted}; axis from {axis[0]:.2f} to {axis[1]:.2f}"
     parts = []
-    for i, (view, m) in enumerate(zip(views, maps, strict=True)):
+    for i, view in enumerate(views):
         k = settings(view, state)[1]
-        drawn = (state.image, one, state.method, state.prompts, state.opacity, state.boxes, k if marked else 0, limits)
+        outlined = k if state.method == "similarity" else 0
+        drawn = (state.image, one, state.method, state.prompts, state.opacity, state.boxes, outlined, limits)
         last = before.parts[i] if before else None
         if last is not None and last.drawn == drawn:
             png = last.png
         else:
-            patches = m.top_patches(k)[0] if marked else np.zeros((0, 4))
-            boxes = rectangles[here, 1:], rectangles[~here, 1:]
-            png = draw(
-                picture,
-                values[i],
-                limits,
-                opacity=state.opacity,
-                patches=patches,
-                boxes=boxes[0],
-                others=boxes[1],
-            )
+            patches = maps[i].top_patches(k)[0] if outlined else np.zeros((0, 4))
+            lines = {"patches": patches, "boxes": boxes, "others": others}
+            png = draw(picture, values[i], limits, opacity=state.opacity, **lines)
         words = f"{split.ids[state.image]}: {_what(state)}, {view.name}; highest {markup.place_of(values[i])}"
         parts.append(
             Part(
                 png=png,
                 picture=markup.picture(png, picture.size, words),
-                bars=markup.bars(rows[i], axis, len(scores[i]), caption),
-                maps=m,
+                bars=markup.bars(rows[i], axis, len(dataset.classes), caption),
+                maps=maps[i],
                 scores=scores[i],
-                thresholds=limits_f1[i],
+                thresholds=fits[i],
                 k=k,
                 drawn=drawn,
             )
         )
+    said = "; ".join(_score_words(state, view, s, dataset) for view, s in zip(views, scores, strict=True))
     unit = views[0].unit(state.method, one)
-    k = settings(views[0], state)[1] if marked else 0
-    said = "; ".join(_score_words(state, view, s, klass) for view, s in zip(views, scores, strict=True))
     return Frame(
         parts=tuple(parts),
-        image=_plain(split.ids[state.image], picture, rectangles[here, 1:], rectangles[~here, 1:]),
-        scale=markup.scale(limits, unit, k, bool(len(rectangles))),
+        image=_plain(split.ids[state.image], picture, boxes, others),
+        scale=markup.scale(
+            limits, unit, parts[0].k if state.method == "similarity" else 0, bool(len(boxes) + len(others))
+        ),
         words=f"{_what(state)}. {said}",
         unit=unit,
     )
+
+
+def _boxes(state: State, split: Split, one: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes of the class that is shown, and of others, (n, 4) each."""
+    if not state.boxes or split.boxes is None:
+        return np.zeros((0, 4)), np.zeros((0, 4))
+    rows = split.boxes(state.image)
+    here = rows[:, 0] == one if not isinstance(one, str) else np.zeros(len(rows), bool)
+    return rows[here, 1:], rows[~here, 1:]
 
 
 def _plain(name: str, picture: Picture, boxes: np.ndarray, others: np.ndarray) -> str:
@@ -174,8 +174,9 @@ def _what(state: State) -> str:
     return f"{name}, similarity to patches" + ("" if state.text else f", {state.prompts} prompts")
 
 
-def _score_words(state: State, view: View, scores: np.ndarray, klass: int) -> str:
+def _score_words(state: State, view: View, scores: np.ndarray, dataset: Dataset) -> str:
     alpha, k = settings(view, state)
+    klass = dataset.classes.index(state.klass)
     whole = f"alpha {alpha:.2f}, k {k}"
     if state.text:
         score = view.sentence_score(state.image, alpha, k, state.text)

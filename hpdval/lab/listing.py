@@ -38,7 +38,8 @@ class Listing:
     def place(self, state: State, images: np.ndarray) -> str:
         """Return where the image stands in the list, and its id, as HTML."""
         at = np.flatnonzero(images == state.image)
-        where = f"<b>{int(at[0]) + 1} of {len(images)}</b>" if len(at) else f"<b>not among the {len(images)} now</b>"
+        outside = f"not among the {len(images)} now" if len(images) else "no image in the list"
+        where = f"<b>{f'{int(at[0]) + 1} of {len(images)}' if len(at) else outside}</b>"
         return f'<div style="overflow-wrap:anywhere">{where} &nbsp; {escape(self._split.ids[state.image])}</div>'
 
     def missing(self, state: State) -> tuple[Callable[[], None] | None, float]:

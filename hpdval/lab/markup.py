@@ -128,7 +128,7 @@ def _percent(value: float, low: float, high: float) -> str:
 
 def scale(limits: Limits, unit: str, patches: int, boxes: bool) -> str:
     """Return the scale of colours with its numbers, and what lines mean."""
-    table = colour_table()[::32].astype(int)
+    table = colour_table()[::15].astype(int)  # 0, 15, ... 255
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in table)
     lines = f"white outline: best {patches} patches" if patches else ""
     lines += ("; " if lines and boxes else "") + ("dashed: annotated objects" if boxes else "")

@@ -85,6 +85,7 @@ class View:
         self.reading = scorer.score_config.reading
         self.alpha, self.k = scorer.score_config.alpha, patch_count(scorer.score_config.k, self.patches)
         self._kept: dict[str, OrderedDict[Hashable, Any]] = {}
+        self.sentence("a photo")  # makes the tokenizer, for which the user's first sentence would wait
 
     # -- texts ----------------------------------------------------------------------------------------------------
 
