@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from hpdval.plots.heatmaps import Maps, aspect, colour_bar, draw_image, draw_map, explain_lines, panels_of
 from hpdval.plots.overlay import limits_of
@@ -103,6 +104,7 @@ def _score_bars(axes: Axes, model: Explanation, targets: np.ndarray, classes: Se
             axes.plot([limits[c]] * 2, [place - 0.42, place + 0.42], color="black", lw=1.6)
     axes.set_yticks(range(rows), [f"{'✓ ' if targets[c] else ''}{plain(classes[c], 18)}" for c in best])
     axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_ylim(rows - 0.4, -0.6)
     missed = int(targets.sum() - targets[best].sum())
     axes.set_title("scores (✓ in the image)", fontsize=9, fontweight="normal", color=INK)
