@@ -33,13 +33,14 @@ demo: setup  ## the whole method on the embedded data, then one table (ARGS="--s
 ablations: setup  ## the paper's ablations with three seeds, and their report (other recipes and parts: docs/sweeps.md)
 	@$(BIN)/hpdval sweep 05 --grid ablations --seeds 3 --out runs/ablations --report reports/ablations $(ARGS)
 
-test: export OMP_NUM_THREADS ?= 2
+test: export OMP_NUM_THREADS ?= 1
 test: export MPLBACKEND := Agg
 test: lint  ## what CI runs: lint, types, unit tests, doctests, every notebook with smoke parameters, also in a browser
 	@$(BIN)/python tests/browser/chromium.py
 	@$(BIN)/python tests/smoke_notebooks.py build/smoke
-	@$(BIN)/python -m pytest tests hpdval build/smoke $(NBVAL) $(ARGS)
+	@$(BIN)/python -m pytest tests hpdval build/smoke $(WORKERS) $(NBVAL) $(ARGS)
 
+WORKERS := --numprocesses 2 --dist loadgroup
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 lint: setup  ## ruff and mypy

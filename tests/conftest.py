@@ -52,6 +52,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ["HPDVAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+NOTEBOOKS = (ROOT / "build/smoke", ROOT / "tests/browser")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file stays whole, and notebooks stay together: they read each other's runs."""
+    for item in items:
+        together = any(folder in item.path.parents for folder in NOTEBOOKS)
+        item.add_marker(pytest.mark.xdist_group("notebooks" if together else str(item.path)))
+
+
 class Loopback:
     """A server on 127.0.0.1 that is honest (Range, If-Range, ETag) until ``plans`` tell it how to fail.
 
