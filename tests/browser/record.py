@@ -66,17 +66,20 @@ def main(run: str, other: str, out: str) -> None:
     target = Path(out).resolve()
     target.mkdir(parents=True, exist_ok=True)
     cell = CELL.format(run=str(Path(run).resolve()), other=str(Path(other).resolve()))
-    with tempfile.TemporaryDirectory() as folder, a_lab(Path(folder)) as lab:
-        with lab.open(lab.write("record.ipynb", cell)) as notebook:
-            notebook.page.set_viewport_size({"width": 1320, "height": 900})
-            notebook.run_all()
-            for name in steps(notebook):
-                notebook.page.wait_for_timeout(4000)  # ranks and thresholds come when nothing moves
-                notebook.wait_idle()
-                path = target / f"{name}.png"
-                notebook.page.locator(".hpdval-explorer").screenshot(path=path)
-                Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(path, optimize=True)
-                print(path)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        a_lab(Path(folder)) as lab,
+        lab.open(lab.write("record.ipynb", cell)) as notebook,
+    ):
+        notebook.page.set_viewport_size({"width": 1320, "height": 900})
+        notebook.run_all()
+        for name in steps(notebook):
+            notebook.page.wait_for_timeout(4000)  # ranks and thresholds come when nothing moves
+            notebook.wait_idle()
+            path = target / f"{name}.png"
+            notebook.page.locator(".hpdval-explorer").screenshot(path=path)
+            Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(path, optimize=True)
+            print(path)
 
 
 if __name__ == "__main__":
