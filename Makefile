@@ -40,7 +40,7 @@ test: lint  ## what CI runs: lint, types, unit tests, doctests, every notebook w
 	@$(BIN)/python tests/smoke_notebooks.py build/smoke
 	@$(BIN)/python -m pytest tests hpdval build/smoke $(WORKERS) $(NBVAL) $(ARGS)
 
-WORKERS := --numprocesses 2 --dist loadgroup
+WORKERS := --numprocesses 2
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 lint: setup  ## ruff and mypy

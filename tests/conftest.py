@@ -52,15 +52,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ["HPDVAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-NOTEBOOKS = (ROOT / "build/smoke", ROOT / "tests/browser")
+NOTEBOOKS = ("build/smoke/", "tests/browser/")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file stays whole, and notebooks stay together: they read each other's runs."""
-    for item in items:
-        together = any(folder in item.path.parents for folder in NOTEBOOKS)
-        item.add_marker(pytest.mark.xdist_group("notebooks" if together else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers a file stays whole, and notebooks stay together: they read each other's runs.
+
+    (``--dist loadgroup`` groups nothing with pytest 9.2: pytest-xdist #1386.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "notebooks" if nodeid.startswith(NOTEBOOKS) else nodeid.split("::")[0]
+
+    return WholeFiles(config, log)
 
 
 class Loopback:

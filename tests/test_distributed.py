@@ -25,6 +25,7 @@ import hpdval
 from hpdval import distributed, launch
 from hpdval.data.dataset import Dataset
 from hpdval.errors import ConfigError, DataError, HpdvalError, NonFiniteLossError, RunError
+from hpdval.files import write_json
 from hpdval.models import Clip, ImageFeatures, load_clip
 from hpdval.run import read_manifest, read_metrics, read_predictions
 from hpdval.stopping import request_stop
@@ -65,7 +66,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 def world(folder: Path) -> tuple[Dataset, Clip]:
     """Return 49 training and 37 test images of colours, and the tiny CLIP."""
-    (folder / "tiny.json").write_text(json.dumps(TINY))
+    write_json(folder / "tiny.json", TINY)  # both processes write it, and neither may read half of it
     train, test = coloured(49, 1), coloured(37, 2)
     counts = train.targets.sum(0).astype(np.int64)
     data = Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)

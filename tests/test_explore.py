@@ -610,3 +610,18 @@ def test_no_public_name_is_that_of_a_folder() -> None:
     folders = {path.stem for path in Path(hpdval.__file__).parent.iterdir()}
     assert not {name for name in hpdval.__all__ if name in folders and name != "Run"}
     assert not isinstance(hpdval.explore, ModuleType)
+
+
+def test_a_new_order_leads_to_its_first_image_and_a_slider_does_not(two: Explorer) -> None:
+    two.set(image=7)
+    two.set(order="score", klass="tree")
+    two.settle()
+    assert two.state.image == two.images[0]
+    two.set(image=7)
+    two.set(alpha=0.1)
+    two.settle()
+    assert two.state.image == 7
+    two.set(order="worst")
+    two.set(image=9)  # whoever moves on before the order is known stays there
+    two.settle()
+    assert two.state.image == 9

@@ -66,6 +66,7 @@ class Explorer(widgets.VBox):
         self._listing = Listing(dataset, split, self.views)
         self._later = Later(self._guarded_step)
         self._worked, self._reported, self._took = False, 0.0, 0.0
+        self._to_first = False  # a new order was asked for, and its first image is not known yet
         self.images = np.arange(len(split))
         self.controls = Controls(self._limits, self.state, self._moved)
         self._panels = [_Panel(side, len(views) == 1) for _ in views]
@@ -160,6 +161,8 @@ class Explorer(widgets.VBox):
         chosen = bool({*WHICH, "klass"} & set(changed)) and "image" not in changed
         if chosen and len(images) and state.image not in images:
             state = replace(state, image=int(images[0]))  # what was asked for; a slider of scores leads nowhere else
+        self._to_first = "image" not in changed and (self._to_first or "order" in changed)
+        state = self._led_to_first(state, images)
         picture = self._picture(state.image)
         frame = compose(state, self.views, self.split, self.dataset, picture, self._fitted, self._frame)
         if note:
@@ -169,6 +172,13 @@ class Explorer(widgets.VBox):
         self._took = 1000 * (time.perf_counter() - began)
         self._say(frame.words)
         self._later.start()
+
+    def _led_to_first(self, state: State, images: np.ndarray) -> State:
+        """Whoever sorts wants to see what comes first: go there as soon as it is known."""
+        if not self._to_first or not len(images) or self._listing.missing(state)[0] is not None:
+            return state
+        self._to_first = False
+        return replace(state, image=int(images[0]))
 
     def _publish(self, frame: Frame) -> None:
         for panel, part, view in zip(self._panels, frame.parts, self.views, strict=True):
@@ -243,6 +253,7 @@ class Explorer(widgets.VBox):
 
     def _refresh(self) -> None:
         images, note = self._listing.images(self.state, self.images)
+        self.state = self._led_to_first(self.state, images)
         frame = compose(
             self.state, self.views, self.split, self.dataset, self._picture(self.state.image), self._fitted, self._frame
         )

@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/localisation"))
     given = parser.parse_args()
     data = hpdval.load_dataset(given.dataset, **json_values(given.data))
-    also = dict(text.split("=", 1) for text in given.also)
+    also = dict(text.rsplit("=", 1) for text in given.also)
     found = records_of(Measured(data.test, given.runs / "localisation"), given.runs, also)
 
     command = f"python reports/scripts/localisation_report.py {given.name} {given.dataset} {given.runs}"
