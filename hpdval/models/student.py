@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hpdval.errors import ConfigError, ModelError
 from hpdval.files import read_json, sha256_file
 from hpdval.models import weights
+from hpdval.models.backbone import fetch, load_trunk
 from hpdval.models.clip import Clip
 from hpdval.models.towers import ProjectedTower
 
@@ -161,29 +162,9 @@ def _shipped() -> tuple[Any, Path]:
 
 
 def _load_trunk(tower: ProjectedTower, path: Path | None, student: str) -> None:
-    state = _fetched(student) if path is None else weights.read_state_dict(path)
-    state = {name: value.float() for name, value in state.items() if not name.startswith(("head.", "fc."))}
-    own = tower.trunk.state_dict()
-    wrong = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
-    odd = sorted({*(own.keys() - state.keys()), *(state.keys() - own.keys()), *wrong})
-    if odd:
-        raise ModelError(
-            f"{path or student} does not fit {student} at this input size: {', '.join(odd[:3])}"
-            f"{' ...' if len(odd) > 3 else ''}; student and CLIP must take images of one size"
-        )
-    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise ModelError(f"{path or student} holds NaN or infinite weights; it is damaged or its training diverged")
-    tower.trunk.load_state_dict(state)
-
-
-def _fetched(student: str) -> dict[str, Tensor]:
-    try:
-        return timm.create_model(student, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # hub, urllib and ssl each have their own family of errors
-        raise ModelError(
-            f"could not fetch {student!r} ({weights.brief(error)}); without a network, fetch it elsewhere and give "
-            "the file as stage1.student_weights"
-        ) from error
+    state = fetch(student, hint="as stage1.student_weights") if path is None else weights.read_state_dict(path)
+    hint = "at this input size (student and CLIP must take images of one size)"
+    load_trunk(tower.trunk, state, str(path or student), student, hint=hint)
 
 
 @torch.no_grad()
