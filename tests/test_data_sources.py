@@ -606,7 +606,9 @@ def test_regions_of_scenes_are_its_visible_pixels() -> None:
 
 def test_unknown_sources_and_options_are_refused_in_one_line(folder: Path) -> None:
     train = write(folder / "t.csv", "path,labels", "a.png,dog")
-    with pytest.raises(DataError, match=r"source .*nowhere does not exist; allowed: 'scenes-lt', 'voc-lt', .*a \.csv"):
+    with pytest.raises(
+        DataError, match=r"source .*nowhere does not exist; allowed: 'scenes-lt', .*'voc-lt', .*a \.csv"
+    ):
         load_dataset(folder / "nowhere")
     with pytest.raises(DataError, match="has no known form"):
         load_dataset(folder / "a.png")

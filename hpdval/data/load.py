@@ -23,8 +23,9 @@ from hpdval.errors import ConfigError, DataError
 from hpdval.files import sha256_file
 
 _BY_SUFFIX: dict[str, Callable[..., Dataset]] = {".csv": load_csv, ".json": load_coco, ".txt": load_lists}
+_SCENES = {"scenes-lt": "load_scenes", "scenes-fewshot": "load_fewshot_scenes"}
 _SOURCES = (
-    f"'scenes-lt', {', '.join(map(repr, CATALOGUE))}, "
+    f"{', '.join(map(repr, _SCENES))}, {', '.join(map(repr, CATALOGUE))}, "
     "a .csv file (or its folder with train=), a COCO instances .json, a published list .txt, "
     "or a VOC devkit folder"
 )
@@ -45,9 +46,9 @@ def load_dataset(
     and labels joined by ";".  A folder as source with ``train="train.csv"`` means the CSV in that folder.
 
     Args:
-        source: ``"scenes-lt"``; or ``"voc-lt"``, ``"coco-lt"``, ``"voc2007"`` or ``"coco2014"`` with ``root``, a folder
-            that ``hpdval data prepare`` made; or the path of a CSV, a COCO instances json, a published list, or a VOC
-            devkit.
+        source: ``"scenes-lt"`` or ``"scenes-fewshot"``; or ``"voc-lt"``, ``"coco-lt"``, ``"voc2007"`` or ``"coco2014"``
+            with ``root``, a folder that ``hpdval data prepare`` made; or the path of a CSV, a COCO instances json, a
+            published list, or a VOC devkit.
         root: folder of the images, where it is not the one of ``source``.
         val: share of the training images carved out for validation, 0 to below 1, stratified over classes, every class
             keeping a training positive; ``class_counts`` and the groups stay those of the full training list.
@@ -64,12 +65,12 @@ def load_dataset(
         raise ConfigError(f"val is {val!r}; it must be a share of the training images, from 0 to below 1")
     if on_error not in ("error", "skip"):
         raise ConfigError(f"on_error is {on_error!r}; choose 'error' or 'skip'")
-    if os.fspath(source) == "scenes-lt":
+    if os.fspath(source) in _SCENES:
         if root:
-            raise ConfigError("root has no meaning for scenes-lt, whose images are drawn; leave it out")
-        from hpdval.data.scenes import load_scenes
+            raise ConfigError(f"root has no meaning for {source}, whose images are drawn; leave it out")
+        from hpdval.data import scenes
 
-        dataset = _call(load_scenes, (), options)
+        dataset = _call(getattr(scenes, _SCENES[os.fspath(source)]), (), options)
     elif os.fspath(source) in CATALOGUE:
         dataset = _published(os.fspath(source), root, options)
     else:

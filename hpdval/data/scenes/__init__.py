@@ -1,4 +1,4 @@
-"""scenes-lt: a long-tailed multi-label data set that the package draws itself (nothing to download)."""
+"""scenes-lt and scenes-fewshot: multi-label data sets that the package draws itself (nothing to download)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from functools import lru_cache
 import numpy as np
 
 from hpdval.data.dataset import Dataset, Split
-from hpdval.data.scenes.profile import CLASSES, TEST_IMAGES, TRAIN_COUNTS, TRAIN_IMAGES, evaluation_counts, label_matrix
+from hpdval.data.scenes.profile import (
+    CLASSES,
+    FEWSHOT_TEST,
+    FEWSHOT_TRAIN,
+    TEST_IMAGES,
+    TRAIN_COUNTS,
+    TRAIN_IMAGES,
+    evaluation_counts,
+    label_matrix,
+)
 from hpdval.data.scenes.world import VERSION, Scene, draw_scene
 from hpdval.errors import ConfigError
 
-__all__ = ["CLASSES", "load_scenes"]
+__all__ = ["CLASSES", "load_fewshot_scenes", "load_scenes"]
 
 
 def load_scenes(*, train: int = TRAIN_IMAGES, test: int = TEST_IMAGES, seed: int = 0, size: int = 64) -> Dataset:
@@ -33,20 +42,55 @@ def load_scenes(*, train: int = TRAIN_IMAGES, test: int = TEST_IMAGES, seed: int
     >>> len(world.train), world.train.image(3).shape, world.class_counts[:3].tolist()
     (30, (64, 64, 3), [775, 479, 249])
     """
-    limits = {"train": (train, 20, TRAIN_IMAGES), "test": (test, 20, TEST_IMAGES), "size": (size, 32, 512)}
-    for name, (value, low, high) in limits.items():
-        if not low <= value <= high:
-            raise ConfigError(f"scenes-lt: {name} = {value}; give {low} to {high}")
     counts = np.array(list(TRAIN_COUNTS.values()), np.int64)
-    train_labels = label_matrix(counts, TRAIN_IMAGES, f"{VERSION}:{seed}:train:labels")
-    test_labels = label_matrix(evaluation_counts(), TEST_IMAGES, f"{VERSION}:{seed}:test:labels")
+    parts = {"train": (train, TRAIN_IMAGES, counts), "test": (test, TEST_IMAGES, evaluation_counts())}
+    return _world("scenes-lt", "", parts, seed, size)
+
+
+def load_fewshot_scenes(
+    *, train: int = FEWSHOT_TRAIN[0], test: int = FEWSHOT_TEST[0], seed: int = 0, size: int = 64
+) -> Dataset:
+    """Return scenes-fewshot: the world of scenes-lt, other pictures, and each of the 20 classes equally often.
+
+    The whole lists hold 200 training and 250 test positives of each.  `hpdval.data.fewshot.PROTOCOLS` says which six
+    classes are novel.
+
+    Args:
+        train: training images, 20 to 1,600: the first of one fixed list, which start with every class once.
+        test: test images, 20 to 2,000, likewise.
+        seed: another seed gives other label sets and other pictures with the same counts.
+        size: S, pixels of a side, 32 to 512.
+
+    Raises:
+        ConfigError: a number is out of its range.
+
+    >>> load_fewshot_scenes(train=30, test=20).class_counts[:3].tolist()
+    [200, 200, 200]
+    """
+    parts = {
+        name: (images, most, np.full(len(CLASSES), positives))
+        for name, images, (most, positives) in (("train", train, FEWSHOT_TRAIN), ("test", test, FEWSHOT_TEST))
+    }
+    return _world("scenes-fewshot", "fewshot-", parts, seed, size)
+
+
+def _world(name: str, prefix: str, parts: dict[str, tuple[int, int, np.ndarray]], seed: int, size: int) -> Dataset:
+    """Return the data set of ``parts``: images asked for, images at most, and positives by class in all of those."""
+    limits = {"size": (size, 32, 512), **{part: (asked, 20, most) for part, (asked, most, _) in parts.items()}}
+    for option, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{name}: {option} = {value}; give {low} to {high}")
+    splits = {}
+    for part, (asked, most, counts) in parts.items():
+        labels = label_matrix(counts, most, f"{VERSION}:{seed}:{prefix}{part}:labels")
+        splits[part] = _split(labels[:asked], f"{prefix}{part}", seed, size)
     return Dataset(
-        name="scenes-lt",
+        name=name,
         classes=CLASSES,
-        train=_split(train_labels[:train], "train", seed, size),
-        val=_split(train_labels[:0], "val", seed, size),
-        test=_split(test_labels[:test], "test", seed, size),
-        class_counts=counts,
+        train=splits["train"],
+        val=splits["train"].subset([]),
+        test=splits["test"],
+        class_counts=parts["train"][2],
     )
 
 

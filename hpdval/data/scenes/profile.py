@@ -20,6 +20,12 @@ CLASSES = tuple(TRAIN_COUNTS)
 TRAIN_IMAGES = 1142
 TEST_IMAGES = 2000
 
+# scenes-fewshot: every class equally often. Novel are 6 of 20 as in VOC2007: three look like a base class (bus and car,
+# cat and dog, cup and bottle), three do not.
+FEWSHOT_NOVEL = ("mushroom", "bus", "cat", "bicycle", "fish", "cup")
+FEWSHOT_TRAIN = (1600, 200)  # images, positives of each class
+FEWSHOT_TEST = (2000, 250)
+
 # Where a class is at home: a partner of the same theme is five times as likely as one of another.
 THEMES = {
     "street": ("person", "car", "bus", "bicycle", "house", "tree", "umbrella", "dog"),
