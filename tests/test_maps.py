@@ -19,8 +19,9 @@ from hpdval.models.attention import _recorded, attention_rollout, gradient_atten
 from hpdval.models.dual_view import local_scores, patch_count, patch_scores
 from hpdval.models.student import make_student
 from hpdval.models.towers import grid_extent, image_features
-from hpdval.scoring import Scorer
-from hpdval.scoring.maps import METHODS, Heatmaps, heatmaps, maps_of_split, texts_of, upsample
+from hpdval.scoring import Scorer, maps
+from hpdval.scoring.localisation import maps_of_split
+from hpdval.scoring.maps import METHODS, Heatmaps, heatmaps, texts_of, upsample
 
 CLASSES = ("cat", "boat", "sun")
 
@@ -149,6 +150,8 @@ def test_a_cropped_view_leaves_the_rest_of_the_image_empty(clip: Clip) -> None:
         ({"classes": ["cat"], "method": "saliency"}, "method is 'saliency'; use one of 'similarity'"),
         ({"classes": ["cat"], "prompts": "both"}, "prompts is 'both'; use one of 'local', 'global', 'hand-crafted'"),
         ({"classes": ["cat"], "reading": "mine"}, "reading is 'mine'; use one of paper, released"),
+        ({"classes": "cat"}, "classes and texts are lists of strings"),
+        ({"classes": ["cat"], "method": "rollout", "reading": "mine"}, "reading is 'mine'; use one of paper, released"),
         ({"texts": "a red thing"}, "classes and texts are lists of strings"),
     ],
 )
@@ -156,6 +159,17 @@ def test_what_cannot_be_shown_is_refused_in_one_line(scorer: Scorer, options: di
     with pytest.raises(ConfigError, match=message) as caught:
         heatmaps(scorer, picture(64, 64), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_who_gives_no_scorer_is_told_where_to_get_one(clip: Clip) -> None:
+    with pytest.raises(ConfigError, match=r"'runs/x' is no scorer; give hpdval.load_run\(folder\)"):
+        heatmaps("runs/x", picture(64, 64), ["cat"])  # type: ignore[arg-type]
+
+
+def test_maps_say_their_unit(clip: Clip, scorer: Scorer) -> None:
+    assert heatmaps(scorer, picture(64, 64), ["cat"]).unit == "cosine"
+    assert heatmaps(scorer, picture(64, 64), ["cat"], reading="released").unit == "dot product"
+    assert heatmaps(scorer, picture(64, 64), ["cat"], method="gradient").unit == "relevance"
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -280,6 +294,23 @@ def test_the_maps_of_a_split_are_those_of_its_images(clip: Clip, method: str) ->
             alone = heatmaps(scorer, data.test.image(i), [data.classes[c] for c in classes[i]], method=method)
             expected = np.broadcast_to(alone.values, maps[i].shape)  # rollout has one map for all classes
             np.testing.assert_allclose(maps[i], expected, atol=2e-3 * np.abs(expected).max())  # float16 on disk
+
+
+@pytest.mark.parametrize("method", ["gradient", "rollout"])
+def test_how_many_are_held_at_once_changes_no_map(scorer: Scorer, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = hpdval.load_dataset("scenes-lt", train=20, test=20)
+    classes = [[i % 3] * (i % 4) for i in range(20)]
+    whole = list(maps_of_split(scorer, data.test, classes, method=method, show=False))
+    one = heatmaps(scorer, data.test.image(3), CLASSES, method=method)
+    monkeypatch.setattr(maps, "ATTENTION_BYTES", 1)
+    assert maps.pairs_at_once(scorer) == 1
+    for expected, found in zip(
+        whole, maps_of_split(scorer, data.test, classes, method=method, show=False), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        heatmaps(scorer, data.test.image(3), CLASSES, method=method).values, one.values, atol=1e-6
+    )
 
 
 def test_the_maps_of_a_split_need_a_list_of_classes_for_each_image(scorer: Scorer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -70,7 +72,7 @@ def test_maps_share_a_scale_unless_they_cannot_be_compared() -> None:
     for drawn, values in zip(shown[1:], maps.pixels, strict=True):
         np.testing.assert_array_equal(drawn, overlay(IMAGE, values, limits_of(maps.pixels)))
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["cosine"]
-    own = plots.heatmaps(IMAGE, maps, unit=None)
+    own = plots.heatmaps(IMAGE, maps, shared=False)
     for axes, values in zip(own.axes[1:], maps.pixels, strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), overlay(IMAGE, values, limits_of([values])))
     assert not any(axes.get_ylabel() for axes in own.axes)
@@ -113,3 +115,18 @@ def test_a_grid_has_a_scale_for_each_row_and_says_which_model_and_class() -> Non
     assert [axes.get_ylabel() for axes in panels[:, 0]] == [r"<b>bold</b>", r"cash_\$\$", r"\$\frac\$"]
     assert panels[2, 2].get_xlabel() == r"21 \$"
     assert sum(axes.get_ylabel() == "cosine" for axes in figure.axes) == 3
+
+
+def test_maps_of_different_units_never_share_a_scale() -> None:
+    cosines, products = some_maps(1), replace(some_maps(1), values=100 * some_maps(1).values, unit="dot product")
+    for figure in (
+        plots.heatmaps(IMAGE, [cosines, products]),
+        plots.heatmap_grid([IMAGE], [[cosines, products]], ["a", "b"]),
+    ):
+        panels = [axes for axes in figure.axes if axes.images][1:]
+        for axes, maps in zip(panels, (cosines, products), strict=True):
+            own = overlay(IMAGE, maps.pixels[0], limits_of(maps.pixels))
+            np.testing.assert_array_equal(axes.images[0].get_array(), own)
+        assert not any(axes.get_ylabel() for axes in figure.axes)
+    alone = plots.heatmaps(IMAGE, products)
+    assert [axes.get_ylabel() for axes in alone.axes if axes.get_ylabel()] == ["dot product"]

@@ -38,7 +38,7 @@ def region_of(data: Dataset, image: int, c: int) -> np.ndarray:
 @pytest.mark.parametrize("method", ["similarity", "gradient"])
 def test_a_record_is_what_each_image_gives_by_itself(data: Dataset, scorer: Scorer, method: str, resize: str) -> None:
     model = hpdval.zero_shot_scorer(scorer.clip, data.classes, resize=resize)
-    record = localise(model, data.test, method=method, show=False)
+    record = localise(model, data, method=method, show=False)
     assert len(record) == data.test.targets.sum()
     assert record.by_mask.all()
     for row in range(0, len(record), 7):
@@ -51,7 +51,7 @@ def test_a_record_is_what_each_image_gives_by_itself(data: Dataset, scorer: Scor
 
 
 def test_the_map_of_the_middle_goes_the_same_way(data: Dataset, scorer: Scorer) -> None:
-    record = localise(scorer, data.test, method="centre")
+    record = localise(scorer, data, method="centre")
     middle = upsample(centre_map((8, 8))[None], (80, 80), grid_box(scorer, (80, 80)))[0]
     for row in range(len(record)):
         region = region_of(data, int(record.image[row]), int(record.cls[row]))
@@ -59,17 +59,26 @@ def test_the_map_of_the_middle_goes_the_same_way(data: Dataset, scorer: Scorer) 
 
 
 def test_models_are_measured_beside_maps_that_know_nothing(data: Dataset, scorer: Scorer) -> None:
-    records = localise_models({"zero-shot": scorer}, data.test, methods=["rollout"], tolerance=3, show=False)
+    records = localise_models({"zero-shot": scorer}, data, methods=["rollout"], tolerance=3, show=False)
     assert list(records) == ["random", "centre", "rollout: zero-shot"]
     assert {record.tolerance for record in records.values()} == {3}
-    again = localise(scorer, data.test, method="random", tolerance=3)
+    again = localise(scorer, data, method="random", tolerance=3)
     np.testing.assert_array_equal(again.values["iou"], records["random"].values["iou"])
+
+
+def test_classes_are_found_by_name_whatever_their_order(data: Dataset, scorer: Scorer) -> None:
+    backwards = hpdval.zero_shot_scorer(scorer.clip, data.classes[::-1], resize="squash")
+    one, other = (localise(model, data, show=False) for model in (scorer, backwards))
+    np.testing.assert_array_equal(one.cls, other.cls)
+    np.testing.assert_allclose(one.values["energy"], other.values["energy"], atol=1e-6)
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(data: Dataset, scorer: Scorer) -> None:
     with pytest.raises(ConfigError, match=r"method is 'saliency'; use one of 'similarity', .*'centre'"):
-        localise(scorer, data.test, method="saliency")
-    with pytest.raises(ConfigError, match="the model has 1 classes, the split 20"):
-        localise(hpdval.zero_shot_scorer(scorer.clip, ["cat"]), data.test)
+        localise(scorer, data, method="saliency")
+    with pytest.raises(ConfigError, match=r"the model does not know 'person' \(19 of 20 classes\)"):
+        localise(hpdval.zero_shot_scorer(scorer.clip, ["cat"]), data)
+    with pytest.raises(ConfigError, match="split is 'all'; use 'train', 'val' or 'test'"):
+        localise(scorer, data, split="all")
     with pytest.raises(DataError, match="this source knows no boxes"):
-        localise(scorer, replace(data.test, boxes=None, masks=None))
+        localise(scorer, replace(data, test=replace(data.test, boxes=None, masks=None)))

@@ -71,6 +71,23 @@ def gradient_attention(clip: Clip, images: Tensor, texts: Tensor) -> Tensor:
     return _pooled(clip, relevance)
 
 
+def attention_size(clip: Clip) -> tuple[int, int]:
+    """Return the layers of the image tower whose attention is read, and the most heads that one of them has.
+
+    Raises:
+        ModelError: the tower's attention cannot be read.
+    """
+    found = _attentions(clip)
+    return len(found), max(int(cast(Any, module).num_heads) for module in found)
+
+
+def _attentions(clip: Clip) -> list[nn.Module]:
+    found = [m for m in _trunk(clip).modules() if isinstance(m, nn.MultiheadAttention) or hasattr(m, "fused_attn")]
+    if not found:
+        raise ModelError(f"{clip.name} has an attention that hpdval cannot read; use method='similarity'")
+    return found
+
+
 def _identity(attention: Tensor) -> Tensor:
     return torch.eye(attention.shape[-1], device=attention.device).expand(len(attention), -1, -1)
 
@@ -94,9 +111,7 @@ def _trunk(clip: Clip) -> nn.Module:
 def _recorded(clip: Clip) -> Iterator[list[Tensor]]:
     """Collect the attention (B, h, T, T) of every layer during a forward pass, each in the path to what it yields."""
     layers: list[Tensor] = []
-    found = [m for m in _trunk(clip).modules() if isinstance(m, nn.MultiheadAttention) or hasattr(m, "fused_attn")]
-    if not found:
-        raise ModelError(f"{clip.name} has an attention that hpdval cannot read; use method='similarity'")
+    found = _attentions(clip)
     fused: list[Any] = [m for m in found if hasattr(m, "fused_attn")]
     before, training = [m.fused_attn for m in fused], clip.training
     handles = []

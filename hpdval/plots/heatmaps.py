@@ -30,6 +30,10 @@ class Maps(Protocol):
     """What :func:`hpdval.heatmaps` returns, as far as a figure needs it."""
 
     @property
+    def unit(self) -> str:
+        """Of the values; maps of different units do not compare."""
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What each map shows."""
 
@@ -48,6 +52,7 @@ class Panel:
     values: np.ndarray  # (H, W)
     patches: np.ndarray  # (k, 4)
     name: str
+    unit: str
 
 
 @styled
@@ -59,10 +64,10 @@ def heatmaps(
     top: int | float | None = None,
     boxes: np.ndarray | None = None,
     columns: int = 4,
-    unit: str | None = "cosine",
+    shared: bool = True,
     title: str = "",
 ) -> Chart:
-    """Draw an image and, beside it, maps over it on one scale of colours, their k best patches outlined.
+    """Draw an image and, beside it, maps over it, their k best patches outlined.
 
     Args:
         image: (H, W, 3) uint8.
@@ -71,8 +76,8 @@ def heatmaps(
         top: k, a number of patches or a share of them; None outlines none. Arrays have no patches.
         boxes: (n, 5) rows of class index, x, y, width, height in pixels, drawn dashed.
         columns: panels in a row, the image among them.
-        unit: at the scale of colours, which all maps share; None gives every map a range of its own and no scale,
-            for maps that cannot be compared.
+        shared: whether the maps are on one scale of colours, which is then shown with their unit; maps of different
+            units, which do not compare, have each a range of their own in any case.
     """
     panels = panels_of(maps if isinstance(maps, Sequence) else [maps], top)
     names = [panel.name for panel in panels] if titles is None else list(titles)
@@ -84,13 +89,9 @@ def heatmaps(
         axes.set_axis_off()
     draw_image(grid.flat[0], image, boxes)
     grid.flat[0].set_title("image", fontsize=9, fontweight="normal")
-    shared = limits_of(panel.values for panel in panels)
-    for axes, panel, name in zip(grid.flat[1:], panels, names, strict=False):
-        limits = shared if unit is not None else limits_of([panel.values])
-        draw_map(axes, image, panel, limits, boxes)
+    _draw_maps(figure, list(grid.flat), image, panels, boxes, shared)
+    for axes, name in zip(grid.flat[1:], names, strict=False):
         axes.set_title(plain(name, 32), fontsize=9)
-    if unit is not None:
-        colour_bar(figure, list(grid.flat), shared, unit)
     explain_lines(figure, any(len(p.patches) for p in panels), boxes is not None)
     if title:
         figure.suptitle(plain(title, 120), fontsize=10, fontweight="bold", x=0.01, ha="left")
@@ -107,10 +108,11 @@ def heatmap_grid(
     captions: Sequence[Sequence[str]] | None = None,
     top: int | float | None = None,
     boxes: Sequence[np.ndarray] | None = None,
-    unit: str = "cosine",
     title: str = "",
 ) -> Chart:
     """Draw a row for each image: the image, then one map of each model on the row's own scale of colours.
+
+    Models whose maps have different units do not compare: their maps have each a range of their own, and no scale.
 
     The layout of HP-DVAL's figure 6: columns are zero-shot and the stages.
 
@@ -132,17 +134,12 @@ def heatmap_grid(
     grid = figure.subplots(len(images), len(columns) + 1, squeeze=False, height_ratios=heights)
     for row, image in enumerate(images):
         shown = None if boxes is None else boxes[row]
-        panels = panels_of(maps[row], top)
-        limits = limits_of(panel.values for panel in panels)
         draw_image(grid[row, 0], image, shown)
-        for column, panel in enumerate(panels):
-            axes = grid[row, column + 1]
-            draw_map(axes, image, panel, limits, shown)
-            if captions is not None:
-                axes.set_xlabel(plain(captions[row][column], 32), fontsize=8, labelpad=2)
+        _draw_maps(figure, list(grid[row]), image, panels_of(maps[row], top), shown, True)
+        for axes, caption in zip(grid[row, 1:], captions[row] if captions is not None else (), strict=False):
+            axes.set_xlabel(plain(caption, 32), fontsize=8, labelpad=2)
         if row < len(rows):
             grid[row, 0].set_ylabel(plain(rows[row], 20), fontsize=9)
-        colour_bar(figure, list(grid[row]), limits, unit)
     for axes, name in zip(grid[0], ["image", *columns], strict=True):
         axes.set_title(plain(name, 24), fontsize=9, loc="center", fontweight="normal" if name == "image" else "bold")
     explain_lines(figure, top is not None, boxes is not None)
@@ -156,11 +153,23 @@ def panels_of(maps: Sequence[Maps | np.ndarray], top: int | float | None) -> lis
     panels = []
     for item in maps:
         if isinstance(item, np.ndarray):
-            panels += [Panel(values, np.zeros((0, 4)), "") for values in item.reshape(-1, *item.shape[-2:])]
+            panels += [Panel(values, np.zeros((0, 4)), "", "") for values in item.reshape(-1, *item.shape[-2:])]
         else:
             best = item.top_patches(top) if top is not None else [np.zeros((0, 4))] * len(item.names)
-            panels += [Panel(*parts) for parts in zip(item.pixels, best, item.names, strict=True)]
+            panels += [Panel(*parts, item.unit) for parts in zip(item.pixels, best, item.names, strict=True)]
     return panels
+
+
+def _draw_maps(
+    figure: Figure, axes: list[Axes], image: np.ndarray, panels: list[Panel], boxes: np.ndarray | None, shared: bool
+) -> None:
+    """Draw maps into all axes but the first, on one scale where they have one."""
+    one_scale = shared and len({panel.unit for panel in panels}) == 1
+    common = limits_of(panel.values for panel in panels)
+    for own, panel in zip(axes[1:], panels, strict=False):
+        draw_map(own, image, panel, common if one_scale else limits_of([panel.values]), boxes)
+    if one_scale:
+        colour_bar(figure, axes, common, panels[0].unit)
 
 
 def aspect(images: Sequence[np.ndarray]) -> float:

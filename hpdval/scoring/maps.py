@@ -10,30 +10,26 @@ Letters: n maps, C classes, P patches of a grid of rows x columns, D joint width
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 
-from hpdval.data.dataset import Split
 from hpdval.data.decode import decode
-from hpdval.data.store import ImageStore, resize_image, view_box
+from hpdval.data.store import resize_image, view_box
 from hpdval.errors import ConfigError
-from hpdval.models.attention import attention_rollout, gradient_attention
-from hpdval.models.dual_view import patch_count, patch_scores
+from hpdval.models.attention import attention_rollout, attention_size, gradient_attention
+from hpdval.models.dual_view import READINGS, patch_count, patch_scores
 from hpdval.models.prompts import hand_crafted
 from hpdval.models.towers import grid_extent
-from hpdval.progress import progress
-from hpdval.scoring.features import encode_split
 from hpdval.scoring.scorer import Scorer, encode
 
 METHODS = ("similarity", "gradient", "rollout")
 PROMPTS = ("local", "global", "hand-crafted")
-PAIRS = 64  # images and classes whose attention is held at once
+UNITS = {"paper": "cosine", "released": "dot product"}
+ATTENTION_BYTES = 1 << 30  # of attention and what autograd keeps of it, held at once
 Box = tuple[float, float, float, float]
 
 
@@ -47,6 +43,7 @@ class Heatmaps:
         shape: (H, W) of the image.
         box: left, top, right, bottom of the grid in pixels of the image; outside of it the model has seen nothing.
         method: one of ``METHODS``.
+        unit: of the values: ``"cosine"``, ``"dot product"`` or ``"relevance"``; maps of different units do not compare.
     """
 
     values: np.ndarray
@@ -54,6 +51,7 @@ class Heatmaps:
     shape: tuple[int, int]
     box: Box
     method: str = "similarity"
+    unit: str = "cosine"
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -157,13 +155,19 @@ def heatmaps(
     >>> maps.values.shape, maps.pixels.shape, maps.names
     ((2, 8, 8), (2, 30, 90), ('cat', 'a red thing'))
     """
-    own_prompts = _own_prompts(method)
+    if not isinstance(scorer, Scorer):
+        raise ConfigError(
+            f"{scorer!r:.60} is no scorer; give hpdval.load_run(folder) or hpdval.zero_shot_scorer(clip, classes)"
+        )
+    if isinstance(classes, str) or isinstance(texts, str):
+        raise ConfigError("classes and texts are lists of strings; give [name] for one")
+    own_prompts, reading = default_prompts(method), reading or scorer.score_config.reading
+    if reading not in READINGS:
+        raise ConfigError(f"reading is {reading!r}; use one of {', '.join(READINGS)}")
     unknown = [name for name in classes if name not in scorer.classes]
     if unknown:
         known = ", ".join(scorer.classes[:8]) + (", ..." if len(scorer.classes) > 8 else "")
         raise ConfigError(f"{unknown[0]!r} is no class of this model ({known}); give your own words as texts=[...]")
-    if isinstance(classes, str) or isinstance(texts, str):
-        raise ConfigError("classes and texts are lists of strings; give [name] for one")
     if not classes and not texts and method != "rollout":
         raise ConfigError("nothing to show: give classes=[...] or texts=[...]")
     pixels = image if isinstance(image, np.ndarray) else decode(image)
@@ -176,17 +180,18 @@ def heatmaps(
     view = resize_image(pixels, scorer.clip.image_size, scorer.resize)[None]
     grid = scorer.clip.patch_grid
     shape = (pixels.shape[0], pixels.shape[1])
-    values = _values(scorer, view, rows, method, reading or scorer.score_config.reading)
+    values = _values(scorer, view, rows, method, reading)
     return Heatmaps(
         values=values.reshape(len(names), *grid),
         names=names,
         shape=shape,
         box=grid_box(scorer, shape),
         method=method,
+        unit=UNITS[reading] if method == "similarity" else "relevance",
     )
 
 
-def _own_prompts(method: str) -> str:
+def default_prompts(method: str) -> str:
     """Return the set of prompts that the view which a method explains is scored with."""
     if method not in METHODS:
         raise ConfigError(f"method is {method!r}; use one of {', '.join(map(repr, METHODS))}")
@@ -201,75 +206,14 @@ def _values(scorer: Scorer, view: np.ndarray, rows: torch.Tensor, method: str, r
     images = torch.from_numpy(np.array(view))
     if method == "rollout":
         return attention_rollout(scorer.clip, images).cpu().numpy()
-    return gradient_attention(scorer.clip, images.expand(len(rows), -1, -1, -1), rows).cpu().numpy()
+    parts = [
+        gradient_attention(scorer.clip, images.expand(len(t), -1, -1, -1), t) for t in rows.split(pairs_at_once(scorer))
+    ]
+    return torch.cat(parts).cpu().numpy()
 
 
-def maps_of_split(
-    scorer: Scorer,
-    split: Split,
-    classes: Sequence[Sequence[int]],
-    *,
-    method: str = "similarity",
-    prompts: str | None = None,
-    reading: str | None = None,
-    show: bool = True,
-) -> Iterator[np.ndarray]:
-    """Yield the maps (n, rows, columns) float32 of every image of a split, in its order, n for its chosen classes.
-
-    Similarities come from the split's stored features, attention from its stored pixels.
-
-    Args:
-        classes: for each image the indices of the classes to show, any number of them.
-        method, prompts, reading: as for :func:`heatmaps`; ``"rollout"`` repeats its one map.
-    """
-    if len(classes) != len(split):
-        raise ConfigError(f"classes are given for {len(classes)} of {len(split)} images; give a list for each")
-    texts = texts_of(scorer, prompts or _own_prompts(method))
-    grid = scorer.clip.patch_grid
-    if method == "similarity":
-        rows = _similarities(scorer, split, classes, texts, reading or scorer.score_config.reading, show)
-    else:
-        rows = _attentions(scorer, split, classes, texts, method, show)
-    for wanted in classes:
-        yield np.stack(list(islice(rows, len(wanted)))).reshape(-1, *grid) if len(wanted) else np.zeros((0, *grid))
-    next(rows, None)  # lets it end, and its progress bar with it
-
-
-def _similarities(
-    scorer: Scorer,
-    split: Split,
-    classes: Sequence[Sequence[int]],
-    texts: torch.Tensor,
-    reading: str,
-    show: bool,
-) -> Iterator[np.ndarray]:
-    """Yield the map (P,) of each pair of image and class, from stored features."""
-    options: Any = {"resize": scorer.resize, "precision": scorer.precision, "show": show}
-    index = 0
-    for features in encode_split(scorer.clip, split, **options).batches():
-        scores = patch_scores(features.patches, texts, reading).cpu().numpy()  # (B, P, C)
-        for row in scores:
-            yield from row.T[list(classes[index])]
-            index += 1
-
-
-def _attentions(
-    scorer: Scorer,
-    split: Split,
-    classes: Sequence[Sequence[int]],
-    texts: torch.Tensor,
-    method: str,
-    show: bool,
-) -> Iterator[np.ndarray]:
-    """Yield the map (P,) of each pair of image and class; a batch row is a pair."""
-    images = ImageStore.open(split, scorer.clip.image_size, mode=scorer.resize).images
-    pairs = np.array([(i, c) for i, wanted in enumerate(classes) for c in wanted], np.int64).reshape(-1, 2)
-    starts = range(0, len(pairs), PAIRS)
-    for start in progress(iter(starts), f"{method} maps", total=len(starts), show=show):
-        chosen = pairs[start : start + PAIRS]
-        view = torch.from_numpy(images[chosen[:, 0]])
-        if method == "rollout":
-            values = attention_rollout(scorer.clip, view)
-        else:
-            values = gradient_attention(scorer.clip, view, texts[torch.from_numpy(chosen[:, 1]).to(texts.device)])
-        yield from values.cpu().numpy()
+def pairs_at_once(scorer: Scorer) -> int:
+    """Return how many pairs of an image and a class have their gradients at once: memory grows with heads x T^2."""
+    rows, columns = scorer.clip.patch_grid
+    layers, heads = attention_size(scorer.clip)
+    return max(1, ATTENTION_BYTES // (12 * layers * heads * (rows * columns + 1) ** 2))  # three times float32

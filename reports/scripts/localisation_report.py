@@ -18,7 +18,7 @@ import pandas as pd
 
 import hpdval
 from hpdval import plots, tables
-from hpdval.data.dataset import Split
+from hpdval.data.dataset import Dataset
 from hpdval.data.masks import regions
 from hpdval.files import atomic_write
 from hpdval.launch import json_values
@@ -53,11 +53,11 @@ COMPARED = (
 
 
 class Measured:
-    """Records of localisation on one split, kept in a folder by model and method."""
+    """Records of localisation on the test images, kept in a folder by model and method."""
 
-    def __init__(self, split: Split, folder: Path) -> None:
-        self.split, self.folder = split, folder
-        self.known = [regions(split, i) for i in range(len(split))]
+    def __init__(self, dataset: Dataset, folder: Path) -> None:
+        self.dataset, self.folder = dataset, folder
+        self.known = [regions(dataset.test, i) for i in range(len(dataset.test))]
 
     def __call__(self, run: Path, method: str) -> Localisation:
         """Return the record of a run by a method, from the folder where it is there."""
@@ -65,7 +65,7 @@ class Measured:
         path = self.folder / f"{method}-{key[:16]}.npz"
         if not path.exists():
             print(f"measuring {method} of {run}", flush=True)
-            localise(hpdval.load_run(run), self.split, method=method, known=self.known, show=False).save(path)
+            localise(hpdval.load_run(run), self.dataset, method=method, known=self.known, show=False).save(path)
         return Localisation.load(path)
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     given = parser.parse_args()
     data = hpdval.load_dataset(given.dataset, **json_values(given.data))
     also = dict(text.rsplit("=", 1) for text in given.also)
-    found = records_of(Measured(data.test, given.runs / "localisation"), given.runs, also)
+    found = records_of(Measured(data, given.runs / "localisation"), given.runs, also)
 
     command = f"python reports/scripts/localisation_report.py {given.name} {given.dataset} {given.runs}"
     command += "".join(f" -d {word}" for word in given.data) + "".join(f" --also '{word}'" for word in given.also)
