@@ -170,3 +170,13 @@ def test_a_caption_names_exactly_what_it_is_given() -> None:
 def test_numbers_out_of_range_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(options))} = .*; give"):
         load_scenes(**options)
+
+
+def test_images_and_classes_are_found_by_name() -> None:
+    data = load_scenes(train=20, test=20)
+    assert data.test.position("test/00007") == 7
+    assert data.classes[data.column("boat")] == "boat"
+    with pytest.raises(DataError, match=r"there is no image 'test/7'; there are 20, such as test/00017"):
+        data.test.position("test/7")
+    with pytest.raises(DataError, match=r"there is no class 'boot'; there are 20, such as boat"):
+        data.column("boot")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TypeVar
 
 import numpy as np
@@ -52,6 +53,14 @@ class Split:
         """Return image ``index`` as (H, W, 3) uint8 RGB."""
         return self.read(index)
 
+    def position(self, name: str) -> int:
+        """Return the index of the image with this id.
+
+        Raises:
+            DataError: there is none; the message names some that there are.
+        """
+        return _position("image", name, self.ids)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> Split:
         """Return the images at ``indices``, in that order."""
         chosen = [int(i) for i in indices]
@@ -93,7 +102,22 @@ class Dataset:
                     f"{self.name}: the {name} targets have {columns} columns for {len(self.classes)} classes"
                 )
 
+    def column(self, name: str) -> int:
+        """Return the index of a class.
+
+        Raises:
+            DataError: there is none of that name; the message names some that there are.
+        """
+        return _position("class", name, self.classes)
+
     @property
     def groups(self) -> dict[str, np.ndarray]:
         """Class indices of head, medium and tail, by ``class_counts``."""
         return class_groups(self.class_counts)
+
+
+def _position(kind: str, name: str, names: Sequence[str]) -> int:
+    if name not in names:
+        near = get_close_matches(name, names, 3, 0) if len(names) < 10_000 else names[:3]
+        raise DataError(f"there is no {kind} {name!r}; there are {len(names)}, such as {', '.join(near) or 'none'}")
+    return names.index(name)
