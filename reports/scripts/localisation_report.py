@@ -1,4 +1,4 @@
-"""Measure the maps of finished runs against boxes or masks, and write reports/localisation/NAME.{md,csv,png,svg}.
+"""Measure the maps of finished runs against boxes or masks, and write reports/localisation-NAME.{md,csv,png,svg}.
 
 python reports/scripts/localisation_report.py NAME DATASET RUNS [-d test=FILE ...] [--also LABEL=FOLDERS ...]
 
@@ -99,10 +99,10 @@ def page(title: str, found: Mapping[str, Sequence[Localisation]], data: Any, com
         f"# Where the maps point: {title}",
         f"{len(data.test)} test images, {len(found['centre'][0])} pairs of an image and a class that it shows, "
         f"{len(data.classes)} classes. Percent, means over classes, 95 % intervals over test images; "
-        "[what the numbers mean](../../docs/localisation.md).",
+        "[what the numbers mean](../docs/localisation.md).",
         "## All classes",
         tables.to_markdown(total, 1),
-        f"![Pointing game, energy and IoU by group and object size]({title}.png)",
+        f"![Pointing game, energy and IoU by group and object size](localisation-{title}.png)",
         "## Pointing game by group of classes and by object size",
         tables.to_markdown(parts.reset_index(), 1),
         "## Differences, all classes",
@@ -119,29 +119,30 @@ def page(title: str, found: Mapping[str, Sequence[Localisation]], data: Any, com
 def main() -> None:
     """Read the command line, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
+    parser.add_argument("name", help="of the report")
     parser.add_argument("dataset")
     parser.add_argument("runs", type=Path)
     parser.add_argument("-d", dest="data", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=FOLDERS")
-    parser.add_argument("--out", type=Path, default=Path("reports/localisation"))
+    parser.add_argument("--out", type=Path, default=Path("reports"))
     given = parser.parse_args()
     data = hpdval.load_dataset(given.dataset, **json_values(given.data))
     also = dict(text.rsplit("=", 1) for text in given.also)
     found = records_of(Measured(data, given.runs / "localisation"), given.runs, also)
 
+    stem = given.out / f"localisation-{given.name}"
     command = f"python reports/scripts/localisation_report.py {given.name} {given.dataset} {given.runs}"
     command += "".join(f" -d {word}" for word in given.data) + "".join(f" --also '{word}'" for word in given.also)
-    with atomic_write(given.out / f"{given.name}.md", "w") as file:
+    with atomic_write(stem.with_name(stem.name + ".md"), "w") as file:
         file.write(page(given.name, found, data, command, list(also)))
     frames = [
         tables.localisation_per_class(data.classes, data.class_counts, found, metric).assign(metric=metric)
         for metric in ("pointing", "energy", "iou")
     ]
-    with atomic_write(given.out / f"{given.name}.csv", "w") as file:
+    with atomic_write(stem.with_name(stem.name + ".csv"), "w") as file:
         pd.concat(frames).to_csv(file, index=False, float_format="%.3f", lineterminator="\n")
     shown = tables.localisation_table({label: found[label] for label in (*BLIND, *SHOWN)}, data.class_counts)
-    write_figure(plots.localisation_dots(shown, title=f"Where the maps point: {given.name}"), given.out / given.name)
+    write_figure(plots.localisation_dots(shown, title=f"Where the maps point: {given.name}"), stem)
 
 
 if __name__ == "__main__":
