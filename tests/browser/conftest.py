@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 SMOKE = ROOT / "build/smoke"
-collect_ignore = [] if find_spec("playwright") else ["lab.py", "notebook.py"]  # doctest would import them
+NEED_PLAYWRIGHT = ["lab.py", "notebook.py", "record.py"]
+collect_ignore = [] if find_spec("playwright") else NEED_PLAYWRIGHT  # doctest would import them
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,7 +1,9 @@
-"""A Chromium is found where one works, and only there."""
+"""A Chromium is found where one works, and only there; without playwright the tests of this folder are still found."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,13 @@ def test_the_environment_names_one_or_none(folder: Path, monkeypatch: pytest.Mon
     assert find_chromium() == "/opt/chrome"
     monkeypatch.setenv("HPDVAL_CHROMIUM", "")
     assert find_chromium() is None
+
+
+def test_without_playwright_the_folder_is_collected() -> None:
+    """So that its tests are skipped, visibly, instead of ending every other test, too."""
+    blocked = "import sys; sys.modules['playwright'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    here = Path(__file__).resolve().parent
+    asked = ["--collect-only", "-q", "-p", "no:cacheprovider", str(here)]
+    run = subprocess.run([sys.executable, "-c", blocked, *asked], cwd=here.parents[1], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "test_explorer.py::" in run.stdout
