@@ -1,6 +1,7 @@
 """One run, one folder: locked while in use, resumable, and done only when its manifest, written last, says so.
 
 run.json            what was started (key, configuration), written first
+data.json           how its data set was loaded, where ``load_dataset`` did it; not in the key
 metrics.jsonl       one JSON object a line, as training goes
 checkpoint*.safetensors, model.safetensors, model.json
 predictions.npz     ids, scores, targets, classes

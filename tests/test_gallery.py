@@ -358,7 +358,7 @@ def test_the_command_does_what_the_function_does(
     assert f"Thresholds and probabilities were fitted on {len(dataset.val)} validation images." in page.text
     assert pd.read_csv(tmp_path / "a/tables/calibration.csv")["classes"].iloc[0] == "total"
     for wrong, message in (
-        (["-d", "train=100"], "was made with other ids than scenes-lt has"),
+        (["-d", "train=100", "-d", "test=50"], "other ids than scenes-lt has; load it with the options of the run"),
         (
             ["-d", "train=90", "-d", "test=60"],
             "was made with other validation images than scenes-lt has here; load the",
@@ -382,3 +382,38 @@ def test_without_a_validation_part_it_warns_of_training_images(tmp_path: Path) -
     assert "fitted on 60 training images: if the model was trained on them they are optimistic" in page.read_text(
         encoding="utf-8"
     )
+
+
+def test_own_data_need_not_be_named_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From another folder, too: the run keeps how its data were loaded, beside its key."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("train", "test"):
+        rows = ["path,labels"]
+        for i in range(8):
+            Image.fromarray(images(3 * i)).save(photos / f"{name}{i}.png")
+            rows.append(f"{name}{i}.png,{('cat', 'dog', 'cat;dog', '')[i % 4]}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recipe = hpdval.get_recipe("scenes", dataset="train.csv")
+    dataset = hpdval.load_dataset("train.csv", root="photos", test=Path("test.csv"), classes=("cat", "dog"))
+    scorer = hpdval.zero_shot_scorer(hpdval.load_clip("scenes"), dataset.classes)
+    keys = set()
+    for name, one in (("run", dataset), ("without", replace(dataset, origin={}))):
+        with hpdval.open_run(name, "zero-shot", one, recipe, scorer) as run:
+            hpdval.report_run(run, scorer, one, recipe, show=False)
+            keys.add(run.key)
+    assert len(keys) == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    asked = ["--resamples", "20", "-n", "1"]
+    assert cli.main(["errors", "../run", "-o", "page", *asked]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert (
+        cli.main(["errors", "without", "-o", "page", *asked, "-d", 'classes=["cat", "dog"]', "-d", "root=photos"]) == 2
+    )
+    error = capsys.readouterr().err
+    assert "load it with the options of the run, such as test and root" in error
+    assert error.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from hpdval.errors import ConfigError, RunError
@@ -15,7 +16,7 @@ def add_parser(commands: Any) -> None:
     )
     errors.add_argument("run", metavar="RUN", help="folder of a finished run")
     errors.add_argument("source", nargs="?", metavar="DATA", help="the data set, as for train (default: the one that "
-        "the run recorded)")  # fmt: skip
+        "the run recorded, with its options)")  # fmt: skip
     errors.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the page; an earlier one in it is "
         "replaced. It holds small copies of your pictures")  # fmt: skip
     errors.add_argument(
@@ -30,12 +31,18 @@ def add_parser(commands: Any) -> None:
 
 
 def _errors(options: argparse.Namespace) -> None:
+    from hpdval.files import read_json
     from hpdval.launch import json_values
     from hpdval.run import read_manifest
 
     config = read_manifest(options.run).get("config", {})  # says that it is not a finished run before torch is loaded
-    source, data = options.source or config.get("dataset"), json_values(options.data)
-    if not source:
+    data, asked = json_values(options.data), Path(options.run) / "data.json"
+    recorded = {"source": config.get("dataset"), "val": config.get("val", 0.0), "val_seed": config.get("seed", 0)}
+    if options.source:
+        recorded["source"] = options.source
+    elif asked.exists():
+        recorded = read_json(asked)
+    if not recorded["source"]:
         raise RunError(f"{options.run} does not say which data set it was made with; name it: hpdval errors RUN DATA")
     if {"val", "val_seed"} & set(data):
         raise ConfigError("the validation part is the run's own, with its share and seed; leave val and val_seed out")
@@ -43,7 +50,7 @@ def _errors(options: argparse.Namespace) -> None:
     from hpdval.data.load import load_dataset
     from hpdval.error_analysis import error_report
 
-    dataset = load_dataset(source, val=config.get("val", 0.0), val_seed=config.get("seed", 0), **data)
+    dataset = load_dataset(**{**recorded, **data})
     print(
         error_report(
             options.run, dataset, options.out, n=options.count, resamples=options.resamples, device=options.device

@@ -5,10 +5,10 @@ Letters: N images in a split, C classes, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -83,7 +83,8 @@ class Dataset:
     """Train, validation and test images over one list of classes.
 
     ``class_counts`` are the positives per class of the *full* training list, before a validation part was carved from
-    it: the head, medium and tail groups follow them.  Losses use ``train.targets.sum(0)``.
+    it: the head, medium and tail groups follow them.  Losses use ``train.targets.sum(0)``.  ``origin`` is what
+    ``load_dataset`` was asked for, as JSON has it and with absolute paths; a run keeps it in ``data.json``.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Dataset:
     test: Split
     class_counts: np.ndarray  # (C,) int64
     notes: tuple[str, ...] = field(default=())  # what a reader of results must know (skipped images, missing classes)
+    origin: Mapping[str, Any] = field(default_factory=dict)  # empty where no source was loaded
 
     def __post_init__(self) -> None:
         for name in ("train", "val", "test"):

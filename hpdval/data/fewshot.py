@@ -166,7 +166,9 @@ def base_dataset(dataset: Dataset, novel: Sequence[str], *, mixed: bool = True) 
         classes=tuple(dataset.classes[i] for i in columns),
         class_counts=counts,
         notes=(*dataset.notes, f"base classes only; left out {rule}: {left_out}"),
-        **parts,
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ def load_dataset(
         raise ConfigError(f"val is {val!r}; it must be a share of the training images, from 0 to below 1")
     if on_error not in ("error", "skip"):
         raise ConfigError(f"on_error is {on_error!r}; choose 'error' or 'skip'")
+    origin = _origin(source, root, options, val=val, val_seed=val_seed, on_error=on_error)
     if os.fspath(source) in _SCENES:
         if root:
             raise ConfigError(f"root has no meaning for {source}, whose images are drawn; leave it out")
@@ -90,7 +92,26 @@ def load_dataset(
         dataset = _call(loader, (path, folder), options)
     if on_error == "skip":
         dataset = _skip_undecodable(dataset)
-    return _with_notes(_with_validation(dataset, val, val_seed))
+    return replace(_with_notes(_with_validation(dataset, val, val_seed)), origin=origin)
+
+
+def _origin(
+    source: str | os.PathLike[str], root: str | os.PathLike[str] | None, options: dict[str, Any], **common: Any
+) -> dict[str, Any]:
+    """Return what was asked for, in a form that a record can hold and that means the same from another folder."""
+    named = os.fspath(source) in {*_SCENES, *CATALOGUE}
+    asked = {"source": os.fspath(source) if named else os.path.abspath(source), **common}
+    if root:
+        asked["root"] = os.path.abspath(root)
+    for name, value in options.items():  # a list may be given from here; what is no file here follows source or root
+        here = isinstance(value, str | os.PathLike) and os.path.isfile(value)
+        asked[name] = os.path.abspath(value) if here else value
+    plain: dict[str, Any] = json.loads(json.dumps(asked, default=_plain))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _published(name: str, root: str | os.PathLike[str] | None, options: dict[str, Any]) -> Dataset:

@@ -48,6 +48,8 @@ def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experi
         config, inputs = describe_run(kind, dataset, experiment, start)
         kind_of_run = Run if rank() == 0 else FollowedRun
         run = kind_of_run(folder, kind=kind, config=config, inputs=inputs)
+        if run.writes and not run.finished and dataset.origin:
+            write_json(run.path("data.json"), dict(dataset.origin))  # not in the key: the same data may lie elsewhere
     return follow(run)
 
 

@@ -69,7 +69,10 @@ def stored_scores(folder: Folder, dataset: Dataset) -> np.ndarray:
     found = read_predictions(folder)
     for name, here in (("classes", dataset.classes), ("ids", dataset.test.ids)):
         if found[name].tolist() != list(here):
-            raise RunError(f"{folder} was made with other {name} than {dataset.name} has; give a run on this data set")
+            raise RunError(
+                f"{folder} was made with other {name} than {dataset.name} has; "
+                "load it with the options of the run, such as test and root, or give another run"
+            )
     return found["scores"]
 
 
