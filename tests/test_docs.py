@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import functools
 import importlib
@@ -284,6 +285,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("demo/03_stage1_dual_view_alignment", "lr", "lr/stage1"):
         shutil.copytree(runs["stage 1"], folder / "runs" / name)
     shutil.copytree(runs["stage 2"], folder / "runs/demo/04_stage2_hierarchical_prompts")
+    recipe = recipes.get_recipe("scenes", val=0.2, stages="stage2", **{"stage2.epochs": 1})
+    world = hpdval.load_dataset("scenes-lt", val=0.2, train=24, test=20)
+    hpdval.train(world, recipe, run=folder / "runs/mine", show=False)
     return folder
 
 
@@ -310,6 +314,22 @@ def test_python_of_the_pages_compiles_and_says_why_it_is_not_run(page: Path) -> 
         compile(snippet.code, str(page), "exec")
     marks = NOT_RUN.findall(page.read_text(encoding="utf-8"))
     assert len(marks) == sum(bool(snippet.not_run) for snippet in snippets(page)), "a mark stands above no Python block"
+
+
+def is_python(text: str) -> bool:
+    """Whether a block does something in Python; a tree of files, a CSV or a command does not parse, or does nothing."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except SyntaxError:
+        return bool(re.search(r"^(>>> |import \w+$|from [\w.]+ import )", text, re.M))
+    return any(isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Call) for node in nodes)
+
+
+@each_page
+def test_python_is_fenced_so_that_it_is_run(page: Path) -> None:
+    for token in tokens(markdown(page)):
+        if token.type == "code_block" or (token.type == "fence" and not token.info.strip()):
+            assert not is_python(token.content), f"line {token.map[0] + 1}: begin the block with ```python"
 
 
 @each_page
