@@ -323,6 +323,15 @@ def test_intervals_equal_a_slow_bootstrap_and_jackknife() -> None:
         )
 
 
+def test_an_interval_of_a_mean_ends_at_100_percent() -> None:
+    """All pairs but one are right; an interval around the mean, as wide above as below, would go on."""
+    record = world(n_images=40)
+    right = np.append(0.0, np.ones(len(record) - 1))
+    record = dataclasses.replace(record, values={**record.values, "pointing": right})
+    found = localisation_interval(record, COUNTS, "pointing")["total"]
+    assert found.low < found.estimate < found.high == 100
+
+
 def test_a_difference_is_the_difference_of_the_means_and_antisymmetric() -> None:
     a, b = [world(1, shift=0.2), world(2, shift=0.2)], [world(3), world(4)]
     for metric in METRICS:

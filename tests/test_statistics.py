@@ -86,6 +86,27 @@ def test_intervals_equal_a_slow_bootstrap(tied: bool) -> None:
             np.testing.assert_allclose([result[group].low, result[group].high], limits, rtol=0, atol=5e-4 * width)
 
 
+def test_an_interval_of_a_level_stays_in_its_range_and_that_of_a_difference_is_whole() -> None:
+    """A class with six positives, ranked badly and well: centred, its intervals would leave 0 to 100 %."""
+    rng = np.random.default_rng(2)
+    targets = (np.arange(100) < 6).astype(int)[:, None]
+    bad = rng.normal(size=(100, 1))
+    good = targets + 0.4 * bad
+    shown = {}
+    for name, methods in (("bad", [[bad]]), ("good", [[good]]), ("difference", [[bad], [good]])):
+        _, shown[name] = slow_interval(methods, targets, 200, 0, np.array([0]))
+    assert shown["bad"][0] < 0
+    assert shown["good"][1] > 100
+    assert shown["difference"][0] < -100
+    shown["bad"][0], shown["good"][1] = 0, 100
+    found = {name: bootstrap(one, targets, [6], resamples=200) for name, one in (("bad", bad), ("good", good))}
+    found["difference"] = paired_bootstrap(bad, good, targets, [6], resamples=200)
+    for name, limits in shown.items():
+        np.testing.assert_allclose(
+            [found[name]["total"].low, found[name]["total"].high], limits, atol=0.1
+        )  # a thousandth of the widest
+
+
 def test_the_estimate_is_that_of_evaluate() -> None:
     a, b, targets = sample()
     for readout in ("raw", "softmax"):

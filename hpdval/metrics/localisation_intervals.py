@@ -43,6 +43,8 @@ def localisation_interval(
 ) -> dict[str, Interval]:
     """Return the mean over classes in percent for ``total``, ``head``, ``medium``, ``tail`` and the three `SIZES`.
 
+    Limits are cut off at 0 and 100, as those of mAP are.
+
     Args:
         records: of one method, or a list, one for each training seed, on the same pairs.
         class_counts: (C,) training positives, which decide the groups.
@@ -55,7 +57,8 @@ def localisation_interval(
         ConfigError: records of other pairs, an unknown metric, other counts, fewer than 2 resamples or images.
     """
     first, values = _values(records, metric)
-    return _intervals(_sample(first, values, class_counts, resamples, seed, level), class_counts, level)
+    found = _intervals(_sample(first, values, class_counts, resamples, seed, level), class_counts, level)
+    return {part: interval.within_range() for part, interval in found.items()}
 
 
 def localisation_difference(
