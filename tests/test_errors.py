@@ -177,7 +177,11 @@ def test_decisions_at_the_thresholds_are_scikit_learns() -> None:
 
 def test_mistakes_one_by_one() -> None:
     ids = [f"{i}.jpg" for i in range(len(TARGETS))]
-    table = tables.mistake_table(NAMES, ids, TARGETS, TIED, n=2)
+    found = [
+        [mistakes(TIED, TARGETS, c, 2) for c in range(len(NAMES))]
+        for mistakes in (best_false_positives, worst_false_negatives)
+    ]
+    table = tables.mistake_table(NAMES, ids, TARGETS, *found)
     assert (
         table.groupby("class", sort=False)["mistake"].apply(list).tolist()
         == [["false positive"] * 2 + ["false negative"] * 2] * 4

@@ -125,7 +125,10 @@ def examine_errors(
         words = "Average precision with and without the usual companions, and leakage of each class"
         figures["leakage"] = (leakage_by_class(names, counts, leakages), words)
     facts = class_error_table(dataset.classes, counts, targets, scores, thresholds=thresholds)
-    ids = dataset.test.ids
+    positives, negatives = (
+        [mistakes(scores, targets, c, n) for c in range(len(names))]
+        for mistakes in (best_false_positives, worst_false_negatives)
+    )
     return ErrorReport(
         title=f"Errors of {result.get('method') or 'a run'} on {shown(dataset.name)}",
         about=tuple(map(shown, about)),
@@ -137,15 +140,15 @@ def examine_errors(
                 facts=facts.iloc[c].to_dict(),
                 leakage=leakages[c],
                 companions=companion_names(leakages[c], names),
-                false_positives=best_false_positives(scores, targets, c, n),
-                false_negatives=worst_false_negatives(scores, targets, c, n),
+                false_positives=positives[c],
+                false_negatives=negatives[c],
             )
             for c in range(len(names))
         ),
         tables={
             "classes": facts,
             "leakage": leakage_table(dataset.classes, counts, leakages),
-            "mistakes": mistake_table(dataset.classes, ids, targets, scores, n=n),
+            "mistakes": mistake_table(dataset.classes, dataset.test.ids, targets, positives, negatives),
             **calibration,
         },
         figures=figures,

@@ -11,13 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from hpdval.metrics import (
-    Leakage,
-    Reliability,
-    average_precision,
-    best_false_positives,
-    worst_false_negatives,
-)
+from hpdval.metrics import Leakage, Mistake, Reliability, average_precision
 from hpdval.tables.scores import group_names
 
 FALSE_POSITIVE, FALSE_NEGATIVE = "false positive", "false negative"
@@ -62,21 +56,27 @@ def class_error_table(
 
 
 def mistake_table(
-    classes: Sequence[str], ids: Sequence[str], targets: np.ndarray, scores: np.ndarray, *, n: int = 8
+    classes: Sequence[str],
+    ids: Sequence[str],
+    targets: np.ndarray,
+    false_positives: Sequence[Sequence[Mistake]],
+    false_negatives: Sequence[Sequence[Mistake]],
 ) -> pd.DataFrame:
-    """Return the ``n`` best false positives and worst false negatives of each class, a row each.
+    """Return a row for each mistake of each class, false positives first.
 
     ``rank`` is that of the image in the class's ranking, ``AP lost`` what the AP would gain in points were this image
     right, ``labels`` what the image truly shows, joined by ";"; ``index`` is the image's place among the test images.
 
     Args:
         ids: N names of images.
-        targets, scores: (N, C) of the test images.
+        targets: (N, C) of the test images.
+        false_positives, false_negatives: C lists, of ``hpdval.metrics.best_false_positives`` and of
+            ``worst_false_negatives``.
     """
     rows = []
-    for c, name in enumerate(classes):
-        for kind, function in ((FALSE_POSITIVE, best_false_positives), (FALSE_NEGATIVE, worst_false_negatives)):
-            for one in function(scores, targets, c, n):
+    for name, *both in zip(classes, false_positives, false_negatives, strict=True):
+        for kind, found in zip((FALSE_POSITIVE, FALSE_NEGATIVE), both, strict=True):
+            for one in found:
                 labels = ";".join(classes[int(k)] for k in np.flatnonzero(targets[one.image]))
                 rows.append((name, kind, one.image, ids[one.image], one.rank, one.score, one.ap_lost, labels))
     columns = ["class", "mistake", "index", "image", "rank", "score", "AP lost", "labels"]
