@@ -253,6 +253,21 @@ def test_numbers_are_those_of_the_run_under_its_read_out(readout: str, tmp_path:
     )
 
 
+def test_rare_classes_that_are_common_in_the_test_are_told_of(tmp_path: Path) -> None:
+    """Probabilities carry the frequencies that they were fitted on."""
+    world = hpdval.load_dataset("scenes-lt", val=0.2)
+    tail = world.groups["tail"]
+    run = made(tmp_path / "run", world)
+    own = Fitted(split="training", scores=scored(world.train.targets), targets=world.train.targets)
+    before, after = (100 * part.targets[:, tail].mean() for part in (world.train, world.test))
+    assert after > 4 * before
+    told = f"Tail classes are in {before:.1f} % of these images on average and in {after:.1f} % of the test images: "
+    about = examine_errors(run, world, own, resamples=2, n=1).about
+    assert any(sentence.startswith(told) and "too low" in sentence for sentence in about)
+    same = Fitted(split="validation", scores=scored(world.test.targets), targets=world.test.targets)
+    assert not any("prior shift" in one for one in examine_errors(run, world, same, resamples=2, n=1).about)
+
+
 def test_without_a_model_there_is_no_calibration_and_it_says_so(tmp_path: Path) -> None:
     dataset = data()
     page = hpdval.error_report(made(tmp_path / "run", dataset), dataset, tmp_path / "page", resamples=20, show=False)
@@ -379,9 +394,8 @@ def test_without_a_validation_part_it_warns_of_training_images(tmp_path: Path) -
     with hpdval.open_run(tmp_path / "run", "zero-shot", dataset, recipe, scorer) as run:
         hpdval.report_run(run, scorer, dataset, recipe, show=False)
     page = hpdval.error_report(tmp_path / "run", dataset, tmp_path / "page", resamples=20, n=1, show=False)
-    assert "fitted on 60 training images: if the model was trained on them they are optimistic" in page.read_text(
-        encoding="utf-8"
-    )
+    told = "60 training images: if the model was trained on them they are optimistic, and the thresholds too high."
+    assert told in page.read_text(encoding="utf-8"), "whole, not cut off"
 
 
 def test_own_data_need_not_be_named_again(

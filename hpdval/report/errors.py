@@ -15,6 +15,7 @@ import pandas as pd
 
 from hpdval.data.dataset import Dataset
 from hpdval.errors import ConfigError, RunError
+from hpdval.groups import class_groups
 from hpdval.metrics import (
     Leakage,
     Mistake,
@@ -40,6 +41,7 @@ from hpdval.tables import (
 from hpdval.tables.errors import companion_names
 
 BINS = 20
+SHIFT = 1.5  # by what factor frequencies differ before the page speaks of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def examine_errors(
         curve = platt(own, fitted.targets, split=fitted.split)
         groups = group_reliability(curve.probabilities(scores), targets, counts, bins=BINS)
         calibration, summary = {"calibration": calibration_table(groups)}, calibration_summary(groups)
-        about.append(_fitted_words(fitted))
+        about += [_fitted_words(fitted), *_shift_words(fitted.targets, targets, counts)]
         words = f"Predicted probability against observed share, fitted on {fitted.split} images"
         figures["calibration"] = (calibration_curve(groups), words)
     if any(one.companions for one in leakages):
@@ -131,7 +133,7 @@ def examine_errors(
     )
     return ErrorReport(
         title=f"Errors of {result.get('method') or 'a run'} on {shown(dataset.name)}",
-        about=tuple(map(shown, about)),
+        about=tuple(shown(sentence, 500) for sentence in about),
         notes=tuple(shown(note, 500) for note in dataset.notes),
         names=names,
         classes=tuple(
@@ -163,6 +165,19 @@ def _fitted_words(fitted: Fitted) -> str:
     if fitted.split == "training":
         return f"{words}: if the model was trained on them they are optimistic, and the thresholds too high."
     return f"{words}."
+
+
+def _shift_words(fitted: np.ndarray, targets: np.ndarray, class_counts: np.ndarray) -> list[str]:
+    """Return a sentence where tail classes are much commoner, or rarer, in the test than in what was fitted on."""
+    tail = class_groups(class_counts)["tail"]
+    tail = tail[fitted[:, tail].any(axis=0)]  # the others have no probability
+    before, after = (100 * part[:, tail].mean() if tail.size else 0.0 for part in (fitted, targets))
+    if not before or not after or 1 / SHIFT < after / before < SHIFT:
+        return []
+    return [
+        f"Tail classes are in {before:.1f} % of these images on average and in {after:.1f} % of the test images: their "
+        f"probabilities come out too {'low' if after > before else 'high'} for that reason alone (prior shift)."
+    ]
 
 
 def shown(text: str, longest: int = 120) -> str:

@@ -28,7 +28,7 @@ def load_scenes(*, train: int = TRAIN_IMAGES, test: int = TEST_IMAGES, seed: int
 
     Args:
         train: training images, 20 to 1,142: the first of one fixed list, which start with every class once.
-        test: test images, 20 to 2,000, likewise; all 2,000 hold at least 98 positives of each class.
+        test: test images, 20 to 2,000, likewise; all 2,000 hold at least 97 positives of each class.
         seed: another seed gives other label sets and other pictures with the same counts.
         size: S, pixels of a side, 32 to 512.
 
