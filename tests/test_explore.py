@@ -625,3 +625,29 @@ def test_a_new_order_leads_to_its_first_image_and_a_slider_does_not(two: Explore
     two.set(image=9)  # whoever moves on before the order is known stays there
     two.settle()
     assert two.state.image == 9
+
+
+def test_models_of_two_readings_share_no_scale(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+    """A dot product is no cosine: beside one, the cosines of the other model would all have one colour."""
+    plain, other = models
+    score = ScoreConfig(alpha=0.7, k=24, reading="released")
+    released = Scorer(plain.clip, plain.classes, 5 * plain.text_global, 9 * other.text_local, score=score)
+    alone = explore(other, dataset, images=3, show=False)
+    view = explore(other, dataset, other=released, images=3, show=False)
+    assert view._shown.parts[0].png == alone.png(), "as it is without the other one"
+    scale = Text(view._scale.value).text
+    lows = [f"{part.maps.values.min():.3f}" for part in view._shown.parts]
+    for low, unit, name in zip(lows, ("cosine", "dot product"), ("A: other", "B: model"), strict=True):
+        assert re.search(rf"{name} {low}\S* {unit}", scale), scale
+    assert "best 10 patches (A), 24 patches (B)" in scale
+    captions = [re.search(r"axis from \S+ to \S+", panel._parts[2].value) for panel in view._panels]
+    assert None not in captions
+    assert captions[0][0] != captions[1][0]  # type: ignore[index]
+    figure = view.figure()
+    assert {axes.get_ylabel() for axes in figure.axes} >= {"cosine", "dot product"}
+    ends = [axes.get_xlim() for axes in figure.axes[2:6:3]]
+    for (low, high), part in zip(ends, view._shown.parts, strict=True):
+        assert low < part.scores.min() < part.scores.max() < high
+        assert high - low < 3 * np.ptp([*part.scores, *part.thresholds[~np.isnan(part.thresholds)]])
+    view.text = "a red thing"  # cosines in either reading
+    assert Text(view._scale.value).text.count("cosine") == 1

@@ -43,9 +43,8 @@ class Explorer(widgets.VBox):
         images: indices of the images in the list, in its order.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, views: Sequence[View], fitted: str, side: int) -> None:
+    def __init__(self, dataset: Dataset, split: Split, views: Sequence[View], side: int) -> None:
         self.dataset, self.split, self.views, self.side = dataset, split, tuple(views), side
-        self._fitted = fitted
         self._limits = Limits(
             images=len(split),
             classes=dataset.classes,
@@ -120,6 +119,8 @@ class Explorer(widgets.VBox):
                 scores=part.scores,
                 thresholds=part.thresholds,
                 top=part.k if state.method == "similarity" else None,
+                unit=part.unit,
+                reading=view.reading,
             )
             for view, part in zip(self.views, frame.parts, strict=True)
         ]
@@ -130,8 +131,7 @@ class Explorer(widgets.VBox):
             self.split.targets[state.image],
             self.dataset.classes,
             boxes=boxes,
-            unit=frame.unit,
-            caption=self._fitted,
+            caption=self.views[0].fit,
             title=f"{self.dataset.name}: {self.split.ids[state.image]}",
         )
 
@@ -164,7 +164,7 @@ class Explorer(widgets.VBox):
         self._to_first = "image" not in changed and (self._to_first or "order" in changed)
         state = self._led_to_first(state, images)
         picture = self._picture(state.image)
-        frame = compose(state, self.views, self.split, self.dataset, picture, self._fitted, self._frame)
+        frame = compose(state, self.views, self.split, self.dataset, picture, self._frame)
         if note:
             frame = replace(frame, words=f"{note}. {frame.words}")
         self.state, self.images, self._frame = state, images, frame
@@ -254,9 +254,7 @@ class Explorer(widgets.VBox):
     def _refresh(self) -> None:
         images, note = self._listing.images(self.state, self.images)
         self.state = self._led_to_first(self.state, images)
-        frame = compose(
-            self.state, self.views, self.split, self.dataset, self._picture(self.state.image), self._fitted, self._frame
-        )
+        frame = compose(self.state, self.views, self.split, self.dataset, self._picture(self.state.image), self._frame)
         self.images, self._frame = images, replace(frame, words=f"{note}. {frame.words}" if note else frame.words)
         self._publish(self._frame)
         self._say(self._frame.words)

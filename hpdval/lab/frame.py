@@ -5,9 +5,9 @@ Letters: N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from hpdval.lab.filters import rank_among
 from hpdval.lab.picture import Picture, draw
 from hpdval.lab.state import State
 from hpdval.lab.view import View
-from hpdval.plots.overlay import limits_of
+from hpdval.plots.overlay import Limits, limits_of
 from hpdval.scoring.maps import Heatmaps
 
 THUMBNAIL = 200  # pixels of the longer side
+T = TypeVar("T")
+Boxes = tuple[np.ndarray, np.ndarray]  # of the class that is shown, and of others, (n, 4) each
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +35,7 @@ class Part:
         picture: the same as HTML, with words for what is seen.
         bars: the scores as HTML.
         maps, scores, thresholds, k: what they are made from; thresholds are None while they are not known.
+        unit: of the maps.
         drawn: what the picture depends on.
     """
 
@@ -43,18 +46,19 @@ class Part:
     scores: np.ndarray
     thresholds: np.ndarray | None
     k: int
+    unit: str
     drawn: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """All that is shown of a state: a part for each model, the image as it is, the scale of colours, and the words."""
+    """All that is shown of a state: a part for each model, the image as it is, scales of colours, words, and boxes."""
 
     parts: tuple[Part, ...]
     image: str
     scale: str
     words: str
-    unit: str
+    boxes: Boxes
 
 
 def settings(view: View, state: State) -> tuple[float, int]:
@@ -68,60 +72,81 @@ def compose(
     split: Split,
     dataset: Dataset,
     picture: Picture,
-    fitted: str,
     before: Frame | None,
 ) -> Frame:
-    """Return what a state shows; pictures that are as they were ``before`` are not drawn again."""
+    """Return what a state shows; pictures that are as they were ``before`` are not drawn again.
+
+    Models share a scale of colours where the unit of their maps is one, and an axis where they read scores alike.
+    """
     one: int | str = state.text or dataset.classes.index(state.klass)
     maps = [view.map(state.image, one, state.method, state.prompts, picture.shape) for view in views]
     values = [picture.values(m) for m in maps]
-    limits = limits_of(values)
+    units = [view.unit(state.method, one) for view in views]
+    limits = _alike(values, units, limits_of)
     boxes, others = _boxes(state, split, one)
     scores = [view.scores(state.image, *settings(view, state), state.prompts) for view in views]
     fits = [view.thresholds(*settings(view, state), state.prompts) for view in views]
     targets = split.targets[state.image]
     rows = [_rows(state, view, s, t, targets, dataset) for view, s, t in zip(views, scores, fits, strict=True)]
-    axis = _axis(rows)
-    caption = f"{fitted}; axis from {axis[0]:.2f} to {axis[1]:.2f}"
+    axes = _alike(rows, [view.reading for view in views], _axis)
     parts = []
     for i, view in enumerate(views):
         k = settings(view, state)[1]
         outlined = k if state.method == "similarity" else 0
-        drawn = (state.image, one, state.method, state.prompts, state.opacity, state.boxes, outlined, limits)
+        drawn = (state.image, one, state.method, state.prompts, state.opacity, state.boxes, outlined, limits[i])
         last = before.parts[i] if before else None
         if last is not None and last.drawn == drawn:
             png = last.png
         else:
             patches = maps[i].top_patches(k)[0] if outlined else np.zeros((0, 4))
             lines = {"patches": patches, "boxes": boxes, "others": others}
-            png = draw(picture, values[i], limits, opacity=state.opacity, **lines)
+            png = draw(picture, values[i], limits[i], opacity=state.opacity, **lines)
+        caption = f"{view.fit}; axis from {axes[i][0]:.2f} to {axes[i][1]:.2f}"
         words = f"{split.ids[state.image]}: {_what(state)}, {view.name}; highest {markup.place_of(values[i])}"
         parts.append(
             Part(
                 png=png,
                 picture=markup.picture(png, picture.size, words),
-                bars=markup.bars(rows[i], axis, len(dataset.classes), caption),
+                bars=markup.bars(rows[i], axes[i], len(dataset.classes), caption),
                 maps=maps[i],
                 scores=scores[i],
                 thresholds=fits[i],
                 k=k,
+                unit=units[i],
                 drawn=drawn,
             )
         )
     said = "; ".join(_score_words(state, view, s, dataset) for view, s in zip(views, scores, strict=True))
-    unit = views[0].unit(state.method, one)
     return Frame(
         parts=tuple(parts),
         image=_plain(split.ids[state.image], picture, boxes, others),
-        scale=markup.scale(
-            limits, unit, parts[0].k if state.method == "similarity" else 0, bool(len(boxes) + len(others))
-        ),
+        scale=_scales(views, parts, limits, state.method == "similarity", bool(len(boxes) + len(others))),
         words=f"{_what(state)}. {said}",
-        unit=unit,
+        boxes=(boxes, others),
     )
 
 
-def _boxes(state: State, split: Split, one: int | str) -> tuple[np.ndarray, np.ndarray]:
+def _alike(items: Sequence[T], kinds: Sequence[str], of: Callable[[list[T]], Limits]) -> list[Limits]:
+    """Return for each item the limits of all items of its kind: numbers of two kinds have no common scale."""
+    return [of([item for item, other in zip(items, kinds, strict=True) if other == kind]) for kind in kinds]
+
+
+def _scales(views: Sequence[View], parts: Sequence[Part], limits: Sequence[Limits], outlines: bool, boxes: bool) -> str:
+    """Return the scale of colours, one for each unit, and what lines mean."""
+    counts = [f"{part.k} patches" for part in parts]
+    if len(set(counts)) > 1:
+        counts = [f"{count} ({letter})" for letter, count in zip("AB", counts, strict=True)]
+    lines = [f"white outline: best {', '.join(dict.fromkeys(counts))}"] if outlines else []
+    lines += ["dashed: annotated objects"] if boxes else []
+    if len({part.unit for part in parts}) == 1:
+        return markup.scale(limits[0], parts[0].unit, "; ".join(lines))
+    scales = [
+        markup.scale(one, part.unit, name=view.name) for view, part, one in zip(views, parts, limits, strict=True)
+    ]
+    return "".join(scales) + markup.note("; ".join(lines))
+
+
+def _boxes(state: State, split: Split, one: int | str) -> Boxes:
     """Return boxes of the class that is shown, and of others, (n, 4) each."""
     if not state.boxes or split.boxes is None:
         return np.zeros((0, 4)), np.zeros((0, 4))
@@ -157,8 +182,8 @@ def _rows(
     return rows
 
 
-def _axis(rows: Sequence[Sequence[markup.Bar]]) -> tuple[float, float]:
-    """Return the ends of the bars' axis, shared by all models: a little below the lowest, and the highest."""
+def _axis(rows: Sequence[Sequence[markup.Bar]]) -> Limits:
+    """Return the ends of the bars' axis: a little below the lowest, and the highest."""
     values = np.array([[bar.score, bar.threshold] for bars in rows for bar in bars])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     margin = 0.06 * (high - low) or 1e-6

@@ -126,19 +126,22 @@ def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * min(1.0, max(0.0, (value - low) / (high - low))):.1f}%"
 
 
-def scale(limits: Limits, unit: str, patches: int, boxes: bool) -> str:
-    """Return the scale of colours with its numbers, and what lines mean."""
+def scale(limits: Limits, unit: str, lines: str = "", *, name: str = "") -> str:
+    """Return the scale of colours with its numbers, what lines mean, and whose it is where each model has its own."""
     table = colour_table()[::15].astype(int)  # 0, 15, ... 255
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in table)
-    lines = f"white outline: best {patches} patches" if patches else ""
-    lines += ("; " if lines and boxes else "") + ("dashed: annotated objects" if boxes else "")
     ramp = f"background:linear-gradient(90deg, {stops})"
     said = f"scale of colours from {limits[0]:.3f} to {limits[1]:.3f}"
     return (
-        f'<div class="hpdval-scale"><span>{limits[0]:.3f}</span>'
+        f'<div class="hpdval-scale"><span>{escape(name)} {limits[0]:.3f}</span>'
         f'<span class="ramp" role="img" aria-label="{said}" style="{ramp}"></span>'
         f"<span>{limits[1]:.3f} {escape(unit)}</span><span>{escape(lines)}</span></div>"
     )
+
+
+def note(words: str) -> str:
+    """Return words below the scales of colours."""
+    return f'<div class="hpdval-scale">{escape(words)}</div>'
 
 
 def heading(name: str) -> str:

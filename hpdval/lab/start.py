@@ -66,10 +66,10 @@ def explore(
         check_classes(scorer, dataset.classes)
     names = _names(given, scorers)
     views = [
-        View(name, scorer, shown, fitted, dataset.classes, show=show)
+        View(name, scorer, shown, fitted, dataset.classes, fit=caption, show=show)
         for name, scorer in zip(names, scorers, strict=True)
     ]
-    return Explorer(dataset, shown, views, caption, height)
+    return Explorer(dataset, shown, views, height)
 
 
 def _chosen(dataset: Dataset, split: str, images: int | Sequence[int] | None) -> Split:

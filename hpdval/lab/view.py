@@ -68,12 +68,21 @@ class View:
         patches: P.
         alpha, k: the model's own, k as a number of patches.
         reading: of its scores, ``paper`` or ``released``.
+        fit: what the page says of its thresholds.
     """
 
     def __init__(
-        self, name: str, scorer: Scorer, split: Split, fitted: Split, classes: Sequence[str], *, show: bool = True
+        self,
+        name: str,
+        scorer: Scorer,
+        split: Split,
+        fitted: Split,
+        classes: Sequence[str],
+        *,
+        fit: str = "",
+        show: bool = True,
     ) -> None:
-        self.name, self.scorer, self.split, self.fitted = name, scorer, split, fitted
+        self.name, self.scorer, self.split, self.fitted, self.fit = name, scorer, split, fitted, fit
         self._columns = [scorer.classes.index(one) for one in classes]
         options: dict[str, Any] = {"resize": scorer.resize, "precision": scorer.precision, "show": show}
         self.tokens = {

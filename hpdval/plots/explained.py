@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from hpdval.plots.heatmaps import Maps, aspect, colour_bar, draw_image, draw_map, explain_lines, panels_of
-from hpdval.plots.overlay import limits_of
+from hpdval.plots.overlay import Limits, limits_of
 from hpdval.plots.style import INK, Chart, new_chart, plain, styled
 
 TRUE, OTHER = "#0072B2", "#8A8A8A"
@@ -29,6 +29,8 @@ class Explanation:
         scores: (C,).
         thresholds: (C,), NaN where there is none; None for none at all.
         top: k, outlined; None outlines none.
+        unit: of the maps; models of one unit share a scale of colours.
+        reading: of the scores, ``paper`` or ``released``; models of one reading share an axis.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Explanation:
     scores: np.ndarray
     thresholds: np.ndarray | None = None
     top: int | float | None = None
+    unit: str = "cosine"
+    reading: str = "paper"
 
 
 @styled
@@ -46,21 +50,19 @@ def explained_image(
     classes: Sequence[str],
     *,
     boxes: np.ndarray | None = None,
-    unit: str = "cosine",
     rows: int = 10,
     caption: str = "",
     title: str = "",
 ) -> Chart:
     """Draw a row for each model: the image, its map, and its best scores; ✓ marks classes that are in the image.
 
-    Maps share a scale of colours and bars an axis.  A bar is filled where a score reaches the class's threshold, which
-    is a black line.
+    Maps of one unit share a scale of colours, and bars of one reading an axis.  A bar is filled where a score reaches
+    the class's threshold, which is a black line.
 
     Args:
         image: (H, W, 3) uint8.
         targets: (C,) of 0 and 1.
         boxes: (n, 5) rows of class index, x, y, width, height in pixels, drawn dashed.
-        unit: of the maps.
         rows: bars, at most; present classes further down are counted.
         caption: below the figure, such as where the thresholds come from.
     """
@@ -69,43 +71,54 @@ def explained_image(
     figure = new_chart(2 * side + 3.2, height * len(models) + (0.35 if title else 0) + 0.3 + (0.25 if caption else 0))
     grid = figure.subplots(len(models), 3, squeeze=False, width_ratios=[1, 1, 1.05])
     panels = [panels_of([model.maps], model.top)[0] for model in models]
-    limits = limits_of(panel.values for panel in panels)
-    low, high = _axis(models)
+    units = np.array([model.unit for model in models])
+    limits = {
+        unit: limits_of(p.values for p, own in zip(panels, units, strict=True) if own == unit) for unit in set(units)
+    }
     for line, model, panel in zip(grid, models, panels, strict=True):
         draw_image(line[0], image, boxes)
-        draw_map(line[1], image, panel, limits, boxes)
+        draw_map(line[1], image, panel, limits[model.unit], boxes)
         line[0].set_title("image", fontsize=9, fontweight="normal")
         line[1].set_title(plain(f"{model.name}: {panel.name}", 40), fontsize=9)
-        _score_bars(line[2], model, targets, classes, rows)
-        line[2].set_xlim(low, high)
-    colour_bar(figure, list(grid[:, 1]), limits, unit)
+        axis = _axis([other for other in models if other.reading == model.reading])
+        _score_bars(line[2], model, targets, classes, rows, axis)
+    for unit in dict.fromkeys(units):
+        colour_bar(figure, list(grid[units == unit, 1]), limits[unit], unit)
     explain_lines(figure, any(model.top is not None for model in models), boxes is not None, caption)
     if title:
         figure.suptitle(plain(title, 120), fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
-def _axis(models: Sequence[Explanation]) -> tuple[float, float]:
+def _axis(models: Sequence[Explanation]) -> Limits:
     values = np.concatenate([m.scores for m in models] + [m.thresholds for m in models if m.thresholds is not None])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     margin = 0.04 * ((high - low) or 1.0)
     return low - margin, high + margin
 
 
-def _score_bars(axes: Axes, model: Explanation, targets: np.ndarray, classes: Sequence[str], rows: int) -> None:
+def _score_bars(
+    axes: Axes, model: Explanation, targets: np.ndarray, classes: Sequence[str], rows: int, axis: Limits
+) -> None:
     limits = np.full(len(classes), np.nan) if model.thresholds is None else model.thresholds
     best = np.argsort(-model.scores, kind="stable")[:rows]
-    floor = _axis([model])[0] - 10  # bars begin left of whatever the axis shows
     for place, c in enumerate(best):
         colour, over = TRUE if targets[c] else OTHER, bool(model.scores[c] >= limits[c]) or bool(np.isnan(limits[c]))
-        length = model.scores[c] - floor
-        axes.barh(place, length, 0.7, floor, color=colour if over else "white", edgecolor=colour, linewidth=0.8)
+        axes.barh(
+            place,
+            model.scores[c] - axis[0],
+            0.7,
+            axis[0],
+            color=colour if over else "white",
+            edgecolor=colour,
+            linewidth=0.8,
+        )
         if not np.isnan(limits[c]):
             axes.plot([limits[c]] * 2, [place - 0.42, place + 0.42], color="black", lw=1.6)
     axes.set_yticks(range(rows), [f"{'✓ ' if targets[c] else ''}{plain(classes[c], 18)}" for c in best])
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set(xlim=axis, ylim=(rows - 0.4, -0.6))
     missed = int(targets.sum() - targets[best].sum())
     axes.set_title("scores (✓ in the image)", fontsize=9, fontweight="normal", color=INK)
     if missed:
