@@ -7,6 +7,7 @@ import base64
 import io
 import re
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from PIL import Image
 from sklearn.metrics import label_ranking_average_precision_score
 
 import hpdval
+from hpdval import plots
 from hpdval.config import ScoreConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import ConfigError, DataError, HpdvalError, RunError
@@ -382,8 +385,11 @@ def test_values_out_of_range_are_refused_in_python(one: Explorer) -> None:
             setattr(one, name, value)
     with pytest.raises(ConfigError, match="compares two models"):
         one.set(order="improved", alpha=0.1)
-    with pytest.raises(ConfigError, match="has no 'colour'"):
-        one.set(colour="red")
+    for name in ("colour", "klas"):  # a name that is nearly one, too
+        with pytest.raises(ConfigError, match=f"has no '{name}'; use one of image, klass,"):
+            setattr(one, name, "boat")
+        with pytest.raises(ConfigError, match=f"has no '{name}'"):
+            one.set(**{name: "boat"})
     assert one.state == state
 
 
@@ -568,6 +574,27 @@ def test_the_static_figure_shows_the_same_numbers(two: Explorer) -> None:
     assert figure.get_suptitle() == f"{two.dataset.name}: {two.split.ids[5]}".replace("$", r"\$")
 
 
+def test_the_static_figure_has_the_boxes_and_the_fill_of_the_live_view(two: Explorer) -> None:
+    both = next(i for i in range(48) if {0, 1} <= set(two.split.boxes(i)[:, 0]))  # type: ignore[misc]
+    two.set(image=both, klass="person")
+    white, orange = mpl.colors.to_rgb("white"), mpl.colors.to_rgb(BOX)
+    rows = two.split.boxes(both)  # type: ignore[misc]
+
+    def dashed(axes: mpl.axes.Axes, colour: tuple[float, ...]) -> list[tuple[float, float]]:
+        found = [patch for patch in axes.patches if mpl.colors.to_rgb(patch.get_edgecolor()) == colour]
+        return sorted(patch.get_xy() for patch in found if patch.get_linestyle() not in ("-", "solid"))
+
+    for axes in two.figure().axes[:2]:
+        for colour, chosen in ((orange, rows[:, 0] == 0), (white, rows[:, 0] != 0)):
+            np.testing.assert_allclose(dashed(axes, colour), sorted((rows[chosen, 1:3] - 0.5).tolist()))
+    two.boxes = False
+    assert not two.figure().axes[0].patches
+    part = two._shown.parts[0]
+    bare = plots.Explanation(name="x", maps=part.maps, scores=part.scores)
+    figure = plots.explained_image(two.split.image(both), [bare], two.split.targets[both], two.dataset.classes)
+    assert {mpl.colors.to_rgb(bar.get_facecolor()) for bar in figure.axes[2].patches} == {white}, "nothing is reached"
+
+
 def test_a_run_folder_is_loaded_and_an_unfinished_one_refused(
     models: tuple[Scorer, Scorer], dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -578,8 +605,43 @@ def test_a_run_folder_is_loaded_and_an_unfinished_one_refused(
         hpdval.report_run(run, models[0], dataset, experiment, show=False)
     view = explore(tmp_path / "run", dataset, images=3, show=False)
     assert view.views[0].name == "zero-shot"
-    twice = explore(tmp_path / "run", dataset, other=str(tmp_path / "run"), images=3, show=False)
-    assert [one.name for one in twice.views] == ["A: zero-shot, run", "B: zero-shot, run"]
+    twice = explore(tmp_path / "run", dataset, other=models[0], images=3, show=False)
+    assert [one.name for one in twice.views] == ["A: zero-shot, run", "B: zero-shot"]
+
+
+def test_two_models_of_one_method_are_told_apart(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+    clip = models[0].clip
+    for score, names in (
+        (ScoreConfig(alpha=0.4, k=0.5), ["A: zero-shot, alpha 1", "B: zero-shot, alpha 0.4"]),
+        (ScoreConfig(reading="released"), ["A: zero-shot, paper reading", "B: zero-shot, released reading"]),
+        (models[0].score_config, ["A: zero-shot", "B: zero-shot"]),
+    ):
+        other = hpdval.zero_shot_scorer(clip, dataset.classes, score=score)
+        assert [view.name for view in explore(clip, dataset, other=other, images=2, show=False).views] == names
+
+
+def test_a_run_that_was_made_with_other_images_is_doubted(
+    models: tuple[Scorer, Scorer], dataset: Dataset, tmp_path: Path
+) -> None:
+    """Its validation images here are those it was trained on, and so are its test images if two files are swapped."""
+    experiment = hpdval.get_recipe("scenes")
+    with hpdval.open_run(tmp_path / "run", "stage1", dataset, experiment, models[1]) as run:
+        hpdval.report_run(run, models[1], dataset, experiment, show=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        view = explore(tmp_path / "run", dataset, images=2, show=False)
+        explore(models[1], dataset, images=2, show=False)
+    assert "may have been trained" not in view._panels[0]._parts[2].value
+    carved = replace(dataset, val=dataset.train.subset(range(8)), train=dataset.train.subset(range(8, 64)))
+    swapped = replace(dataset, train=dataset.test, test=dataset.train)
+    for other, parts in ((carved, "train, val"), (swapped, "train, test")):
+        words = f"run was made with other {parts} images than scenes-lt has here and may have been trained on these"
+        with pytest.warns(UserWarning, match=words) as caught:
+            view = explore(models[0], other, other=tmp_path / "run", images=2, show=False)
+        assert len(caught) == 1
+        captions = [Text(panel._parts[2].value).text for panel in view._panels]
+        assert [words in caption for caption in captions] == [False, True]
+        assert any(words in " ".join(text.get_text().split()) for text in view.figure().findobj(mpl.text.Text))
 
 
 def test_what_cannot_be_explored_is_one_line(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:

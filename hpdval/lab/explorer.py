@@ -22,6 +22,7 @@ from hpdval.lab.controls import Controls, page
 from hpdval.lab.frame import Frame, compose
 from hpdval.lab.later import Later
 from hpdval.lab.listing import Listing
+from hpdval.lab.panel import Panel
 from hpdval.lab.picture import Picture
 from hpdval.lab.state import NAMES, WHICH, Limits, State
 from hpdval.lab.view import View
@@ -42,6 +43,14 @@ class Explorer(widgets.VBox):
         controls: the controls, see :class:`hpdval.lab.controls.Controls`.
         images: indices of the images in the list, in its order.
     """
+
+    dataset: Dataset
+    split: Split
+    views: tuple[View, ...]
+    side: int
+    state: State
+    controls: Controls
+    images: np.ndarray
 
     def __init__(self, dataset: Dataset, split: Split, views: Sequence[View], side: int) -> None:
         self.dataset, self.split, self.views, self.side = dataset, split, tuple(views), side
@@ -68,13 +77,19 @@ class Explorer(widgets.VBox):
         self._to_first = False  # a new order was asked for, and its first image is not known yet
         self.images = np.arange(len(split))
         self.controls = Controls(self._limits, self.state, self._moved)
-        self._panels = [_Panel(side, len(views) == 1) for _ in views]
+        self._panels = [Panel(side, len(views) == 1) for _ in views]
         self._scale, self._status = widgets.HTML(), widgets.HTML()
         self._status.add_class("hpdval-status")
         models = [panel.box for panel in self._panels]
         super().__init__(page(self.controls.column(), models, [self._scale, self._status]))
         self.add_class("hpdval-explorer")
         self._show(self.state)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or name in Explorer.__annotations__ or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            self.set(**{name: value})  # which knows no such name, and says so
 
     # -- what is shown --------------------------------------------------------------------------------------------
 
@@ -124,14 +139,15 @@ class Explorer(widgets.VBox):
             )
             for view, part in zip(self.views, frame.parts, strict=True)
         ]
-        boxes = self.split.boxes(state.image) if state.boxes and self.split.boxes is not None else None
+        fits = {view.fit: view.name for view in self.views}  # a caption for each, where they differ
         return explained_image(
             self.split.image(state.image),
             models,
             self.split.targets[state.image],
             self.dataset.classes,
-            boxes=boxes,
-            caption=self.views[0].fit,
+            boxes=frame.boxes[0],
+            others=frame.boxes[1],
+            caption="\n".join(f"{name}: {fit}" if len(fits) > 1 else fit for fit, name in fits.items()),
             title=f"{self.dataset.name}: {self.split.ids[state.image]}",
         )
 
@@ -163,14 +179,9 @@ class Explorer(widgets.VBox):
             state = replace(state, image=int(images[0]))  # what was asked for; a slider of scores leads nowhere else
         self._to_first = "image" not in changed and (self._to_first or "order" in changed)
         state = self._led_to_first(state, images)
-        picture = self._picture(state.image)
-        frame = compose(state, self.views, self.split, self.dataset, picture, self._frame)
-        if note:
-            frame = replace(frame, words=f"{note}. {frame.words}")
-        self.state, self.images, self._frame = state, images, frame
-        self._publish(frame)
+        self._compose(state, images, note)
         self._took = 1000 * (time.perf_counter() - began)
-        self._say(frame.words)
+        self._say(self.status)
         self._later.start()
 
     def _led_to_first(self, state: State, images: np.ndarray) -> State:
@@ -179,6 +190,14 @@ class Explorer(widgets.VBox):
             return state
         self._to_first = False
         return replace(state, image=int(images[0]))
+
+    def _compose(self, state: State, images: np.ndarray, note: str) -> None:
+        """Show a state with the list of its images, and a word on that list, if any."""
+        frame = compose(state, self.views, self.split, self.dataset, self._picture(state.image), self._frame)
+        if note:
+            frame = replace(frame, words=f"{note}. {frame.words}")
+        self.state, self.images, self._frame = state, images, frame
+        self._publish(frame)
 
     def _publish(self, frame: Frame) -> None:
         for panel, part, view in zip(self._panels, frame.parts, self.views, strict=True):
@@ -248,34 +267,10 @@ class Explorer(widgets.VBox):
             return True
         if self._worked:
             self._worked = False
-            self._refresh()
+            images, note = self._listing.images(self.state, self.images)
+            self._compose(self._led_to_first(self.state, images), images, note)
+            self._say(self.status)
         return False
-
-    def _refresh(self) -> None:
-        images, note = self._listing.images(self.state, self.images)
-        self.state = self._led_to_first(self.state, images)
-        frame = compose(self.state, self.views, self.split, self.dataset, self._picture(self.state.image), self._frame)
-        self.images, self._frame = images, replace(frame, words=f"{note}. {frame.words}" if note else frame.words)
-        self._publish(self._frame)
-        self._say(self._frame.words)
-
-
-class _Panel:
-    """The picture of one model, with its name above, and its bars: below, or beside where there is one model."""
-
-    def __init__(self, side: int, alone: bool) -> None:
-        self._parts = [widgets.HTML() for _ in range(3)]
-        for part, name in zip(self._parts, ("name", "map", "scores"), strict=True):
-            part.add_class(f"hpdval-{name}")
-        layout = {"flex": "1 1 270px", "max_width": f"{side}px", "min_width": "0"}
-        self.box = widgets.VBox(self._parts[: 2 if alone else 3], layout=layout)
-        if alone:
-            self._parts[2].layout = {"flex": "1 1 270px", "min_width": "0", "max_width": "480px", "margin": "26px 0 0"}
-            self.box = widgets.HBox([self.box, self._parts[2]], layout={"flex": "1 1 auto", "min_width": "0"})
-
-    def show(self, name: str, picture: str, bars: str) -> None:
-        for part, text in zip(self._parts, (markup.heading(name), picture, bars), strict=True):
-            part.value = text  # what is as it was is not sent again
 
 
 def _property(name: str) -> property:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ import numpy as np
 from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import ConfigError, DataError
 from hpdval.models import Clip
-from hpdval.scoring.runs import load_run
+from hpdval.run import read_manifest
+from hpdval.scoring.runs import label_digest, load_run
 from hpdval.scoring.scorer import Scorer, zero_shot_scorer
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ def explore(
     """Browse the images of a data set with a model's maps and scores, or with those of two models side by side.
 
     Images are encoded once, into the store of features that training uses; a second start reads them.  Thresholds are
-    those of highest F1 on validation images, or on training images where there are none, never on test images.  What
-    each control does is in ``docs/explorer.md``; each can be set in Python, too: ``view.klass = "boat"``.
+    those of highest F1 on validation images, or on training images where there are none, never on test images.  A run
+    that was made with other images than the data set has here may have been trained on these: a warning and the words
+    below the bars say so.  What each control does is in ``docs/explorer.md``; each can be set in Python, too:
+    ``view.klass = "boat"``.
 
     Args:
         model: the folder of a finished run, a :class:`Scorer`, or a :class:`Clip`, which is used zero-shot.
@@ -64,10 +68,13 @@ def explore(
     scorers = [_scorer(one, dataset) for one in given]
     for scorer in scorers:
         check_classes(scorer, dataset.classes)
-    names = _names(given, scorers)
+    doubts = [_doubt(one, dataset) for one in given]
+    for doubt in filter(None, doubts):
+        warnings.warn(doubt, stacklevel=2)
+    fits = [f"{caption}. Mind: {doubt}" if doubt else caption for doubt in doubts]
     views = [
-        View(name, scorer, shown, fitted, dataset.classes, fit=caption, show=show)
-        for name, scorer in zip(names, scorers, strict=True)
+        View(name, scorer, shown, fitted, dataset.classes, fit=fit, show=show)
+        for name, scorer, fit in zip(_names(given, scorers), scorers, fits, strict=True)
     ]
     return Explorer(dataset, shown, views, height)
 
@@ -102,6 +109,22 @@ def _fitted(dataset: Dataset) -> tuple[Split, str]:
     return dataset.train.subset(rows), words
 
 
+def _doubt(model: Model, dataset: Dataset) -> str:
+    """Say if a run was made with other images than the data set has here; "" where it was not, or trained nothing."""
+    if not isinstance(model, str | os.PathLike):
+        return ""
+    manifest = read_manifest(model)
+    recorded = manifest.get("inputs", {}).get("labels", {})
+    other = [name for name in SPLITS if recorded.get(name) != label_digest(getattr(dataset, name))]
+    if not other or manifest.get("kind") == "zero-shot":
+        return ""
+    config = manifest.get("config", {})
+    return (
+        f"{Path(model).name} was made with other {', '.join(other)} images than {dataset.name} has here and may "
+        f"have been trained on these; load it with val={config.get('val')}, val_seed={config.get('seed')}"
+    )
+
+
 def _scorer(model: Model, dataset: Dataset) -> Scorer:
     if isinstance(model, Scorer):
         return model
@@ -114,9 +137,22 @@ def _scorer(model: Model, dataset: Dataset) -> Scorer:
 
 def _names(models: Sequence[Model], scorers: Sequence[Scorer]) -> list[str]:
     names = [scorer.method or "model" for scorer in scorers]
-    if len(set(names)) < len(names):  # the same method twice: folders tell them apart
-        names = [
-            f"{name}, {Path(model).name}" if isinstance(model, str | os.PathLike) else name
-            for name, model in zip(names, models, strict=True)
-        ]
+    if len(set(names)) < len(names):  # the same method twice: the first fact that tells them apart
+        facts = zip(*map(_facts, models, scorers), strict=True)
+        apart = next((pair for pair in facts if pair[0] != pair[1]), ("", ""))
+        names = [", ".join(filter(None, pair)) for pair in zip(names, apart, strict=True)]
     return names if len(names) == 1 else [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
+
+
+def _facts(model: Model, scorer: Scorer) -> list[str]:
+    """Return what may tell two models of one method apart."""
+    folder = Path(model).resolve() if isinstance(model, str | os.PathLike) else None
+    score, clip = scorer.score_config, scorer.clip
+    return [
+        folder.name if folder else "",
+        f"{folder.parent.name}/{folder.name}" if folder else "",
+        f"{clip.name} {Path(clip.pretrained or '').name}".strip(),
+        f"{score.reading} reading",
+        f"alpha {score.alpha:g}",
+        f"k {score.k:.3g}",
+    ]

@@ -5,18 +5,25 @@ Letters: C classes, k patches.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from hpdval.plots.heatmaps import Maps, aspect, colour_bar, draw_image, draw_map, explain_lines, panels_of
+from hpdval.plots.heatmaps import BOX, Maps, aspect, colour_bar, draw_image, draw_map, panels_of
 from hpdval.plots.overlay import Limits, limits_of
 from hpdval.plots.style import INK, Chart, new_chart, plain, styled
 
 TRUE, OTHER = "#0072B2", "#8A8A8A"
+DASHED = (0, (3, 2))
+LINE = 130  # characters of a line of the caption
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +57,7 @@ def explained_image(
     classes: Sequence[str],
     *,
     boxes: np.ndarray | None = None,
+    others: np.ndarray | None = None,
     rows: int = 10,
     caption: str = "",
     title: str = "",
@@ -62,7 +70,8 @@ def explained_image(
     Args:
         image: (H, W, 3) uint8.
         targets: (C,) of 0 and 1.
-        boxes: (n, 5) rows of class index, x, y, width, height in pixels, drawn dashed.
+        boxes: (n, 4) rows of x, y, width, height in pixels, of the objects of the class that is shown: orange.
+        others: (n, 4) rows alike, of the image's other objects: white.
         rows: bars, at most; present classes further down are counted.
         caption: below the figure, such as where the thresholds come from.
     """
@@ -78,16 +87,57 @@ def explained_image(
     for line, model, panel in zip(grid, models, panels, strict=True):
         draw_image(line[0], image, boxes)
         draw_map(line[1], image, panel, limits[model.unit], boxes)
+        for axes in line[:2]:
+            _draw_others(axes, others)
         line[0].set_title("image", fontsize=9, fontweight="normal")
         line[1].set_title(plain(f"{model.name}: {panel.name}", 40), fontsize=9)
         axis = _axis([other for other in models if other.reading == model.reading])
         _score_bars(line[2], model, targets, classes, rows, axis)
     for unit in dict.fromkeys(units):
         colour_bar(figure, list(grid[units == unit, 1]), limits[unit], unit)
-    explain_lines(figure, any(model.top is not None for model in models), boxes is not None, caption)
+    _explain(figure, [any(model.top is not None for model in models), _any(boxes), _any(others)], caption)
     if title:
         figure.suptitle(plain(title, 120), fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
+
+
+def _any(boxes: np.ndarray | None) -> bool:
+    return boxes is not None and len(boxes) > 0
+
+
+def _draw_others(axes: Axes, boxes: np.ndarray | None) -> None:
+    for x, y, width, height in boxes if boxes is not None else ():
+        for line, style, colour in ((1.6, "-", "black"), (1.0, DASHED, "white")):
+            box = Rectangle((x - 0.5, y - 0.5), width, height, fill=False, lw=line, ls=style, ec=colour)
+            axes.add_patch(box)
+
+
+def _explain(figure: Figure, lines: Sequence[bool], caption: str) -> None:
+    """Say what the lines mean that there are, below all panels, and the caption, which may have several lines."""
+    handles = [
+        Line2D([], [], color=INK, lw=1.2, label="best patches (top k)"),
+        Line2D([], [], color=BOX, lw=1.3, ls=DASHED, label="objects of the class"),
+        Line2D(
+            [],
+            [],
+            color="white",
+            lw=1.0,
+            ls=DASHED,
+            label="other objects",
+            path_effects=[withStroke(linewidth=2.2, foreground="black")],
+        ),
+    ]
+    words = "\n".join(textwrap.fill(plain(line, 400), LINE) for line in caption.splitlines())
+    figure.legend(
+        handles=[handle for handle, shown in zip(handles, lines, strict=True) if shown],
+        loc="outside lower left",
+        ncols=3,
+        fontsize=8,
+        handlelength=2.2,
+        alignment="left",
+        title=words,
+        title_fontsize=8,
+    )
 
 
 def _axis(models: Sequence[Explanation]) -> Limits:
@@ -103,7 +153,7 @@ def _score_bars(
     limits = np.full(len(classes), np.nan) if model.thresholds is None else model.thresholds
     best = np.argsort(-model.scores, kind="stable")[:rows]
     for place, c in enumerate(best):
-        colour, over = TRUE if targets[c] else OTHER, bool(model.scores[c] >= limits[c]) or bool(np.isnan(limits[c]))
+        colour, over = TRUE if targets[c] else OTHER, bool(model.scores[c] >= limits[c])
         axes.barh(
             place,
             model.scores[c] - axis[0],
