@@ -26,8 +26,9 @@ import hpdval
 from hpdval import plots
 from hpdval.config import ScoreConfig
 from hpdval.data.dataset import Dataset, Split
+from hpdval.data.listing import Listing
 from hpdval.errors import ConfigError, DataError, HpdvalError, RunError
-from hpdval.lab import filters, markup
+from hpdval.lab import filters, listing, markup
 from hpdval.lab.explorer import Explorer
 from hpdval.lab.picture import Picture, draw
 from hpdval.lab.start import explore
@@ -121,6 +122,37 @@ def test_the_smallest_box_of_each_class_is_a_share_of_the_image() -> None:
     np.testing.assert_allclose(filters.smallest_boxes(split, 0), [1, 0.02, np.nan])
 
 
+def test_boxes_are_measured_without_decoding_images(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg")
+    files = Listing(tmp_path)
+    files.add("a.jpg", [0])
+    split = files.split(tmp_path, 1, boxes=lambda i: np.array([[0, 0, 0, 5, 4]], np.float32)).subset([0])
+    assert split.size is not None
+    assert split.size(0) == split.image(0).shape[1::-1] == (20, 10)
+
+    def read(index: int) -> np.ndarray:
+        raise AssertionError("decoded")
+
+    assert filters.smallest_boxes(replace(split, read=read), 0) == pytest.approx(0.1)
+    scenes = hpdval.load_dataset("scenes-lt", train=20, test=20, size=48).test
+    assert scenes.size is not None
+    assert scenes.size(3) == scenes.image(3).shape[1::-1]
+
+
+def test_objects_are_measured_in_slices_that_say_how_far_they_are(
+    one: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOMENT", 0.0)  # one image, as where each has to be drawn
+    fresh, state = listing.Listing(one.dataset, one.split, one.views), replace(one.state, order="smallest")
+    before = np.arange(3)
+    for percent in ("0%", "2%", "4%"):
+        step, words = fresh.missing(state)
+        assert words == f"measuring objects, {percent}"
+        assert fresh.images(state, before)[0] is before, "the list follows"
+        assert step is not None
+        step()
+
+
 def test_filters_combine_and_an_order_leaves_out_what_it_does_not_know() -> None:
     values = RNG.random(30)
     values[RNG.random(30) < 0.2] = np.nan
@@ -208,6 +240,21 @@ def test_thresholds_come_from_training_images_or_validation_images(
     assert "8 validation images" in view._panels[0]._parts[2].value
     empty = replace(dataset, train=dataset.train.subset([]))
     assert "No thresholds" in explore(models[1], empty, images=2, show=False)._panels[0]._parts[2].value
+
+
+def test_without_thresholds_only_images_that_are_looked_at_are_encoded(
+    models: tuple[Scorer, Scorer], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stored() -> list[int]:
+        return sorted(filter(None, (path.stat().st_size for path in (tmp_path / "features").glob("*.float16"))))
+
+    monkeypatch.setenv("HPDVAL_CACHE", str(tmp_path))
+    view = explore(models[1], dataset, images=2, thresholds=False, show=False)
+    (size,) = stored()
+    assert "No thresholds, as asked for" in view._panels[0]._parts[2].value
+    assert 'class="tick"' not in view._panels[0]._parts[2].value
+    explore(models[1], dataset, images=2, show=False)
+    assert stored() == [size, 32 * size], "two images, and 64 to train on"
 
 
 def test_a_model_may_know_the_classes_in_another_order(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
@@ -346,7 +393,15 @@ def test_each_filter_and_order_shows_the_images_it_says(two: Explorer) -> None:
     sizes = [np.nanmin([b[3] * b[4] for b in two.split.boxes(i) if b[0] == c]) for i in two.images]
     assert sizes == sorted(sizes)
     assert set(two.images) == set(np.flatnonzero(targets[:, c]))
-    two.set(only="all", order="stored", find="0001")
+    smallest = np.array([filters.smallest_boxes(two.split, i)[c] for i in range(48)])
+    with_box = sorted(smallest[~np.isnan(smallest)])
+    two.small = True
+    bound = with_box[(len(with_box) - 1) // 3]
+    assert two.images.tolist() == [i for i in np.argsort(smallest, kind="stable") if smallest[i] <= bound]
+    assert two.status.startswith(f"with a small tree (at most {bound:.2%} of the image")
+    two.only = "all"
+    assert len(two.images) == 16, "a third of the images, by whatever is smallest there"
+    two.set(small=False, only="all", order="stored", find="0001")
     assert [two.split.ids[i] for i in two.images] == [name for name in two.split.ids if "0001" in name]
 
 
@@ -379,7 +434,7 @@ def test_values_out_of_range_are_refused_in_python(one: Explorer) -> None:
     state = one.state
     for name, value in {
         "image": 48, "klass": "unicorn", "alpha": 1.5, "k": 0, "prompts": "mine", "method": "x", "opacity": -1,
-        "boxes": 1, "only": "x", "group": "x", "order": "improved", "text": 3,
+        "boxes": 1, "small": "yes", "only": "x", "group": "x", "order": "improved", "text": 3,
     }.items():  # fmt: skip
         with pytest.raises(ConfigError, match=r"^(?!.*\n)"):
             setattr(one, name, value)

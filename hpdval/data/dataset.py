@@ -27,7 +27,8 @@ class Split:
     changes whenever the pixels may have changed (size and modification time of a file, seed and generator version of a
     drawn image) without reading them: it keys the decoded store.  ``boxes(i)``, where a source knows them, returns
     (n, 5) float32 rows of class index, x, y, width, height in pixels of the image as read; ``masks(i)`` the matching
-    (n, H, W) bool array, or None for an image whose masks are not known.
+    (n, H, W) bool array, or None for an image whose masks are not known.  ``size(i)``, where a source can tell without
+    decoding the image, is its (width, height) as read.
     """
 
     ids: tuple[str, ...]
@@ -36,6 +37,7 @@ class Split:
     fingerprints: tuple[str, ...]
     boxes: Callable[[int], np.ndarray] | None = None
     masks: Callable[[int], np.ndarray | None] | None = None
+    size: Callable[[int], tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -75,6 +77,7 @@ class Split:
             fingerprints=tuple(self.fingerprints[i] for i in chosen),
             boxes=pick(self.boxes),
             masks=pick(self.masks),
+            size=pick(self.size),
         )
 
 

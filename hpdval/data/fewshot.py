@@ -136,6 +136,7 @@ def restrict(split: Split, images: np.ndarray, columns: np.ndarray) -> Split:
         fingerprints=part.fingerprints,
         boxes=boxes,
         masks=masks,
+        size=part.size,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hpdval.data.dataset import Dataset, Split
-from hpdval.data.decode import decode
+from hpdval.data.decode import decode, image_size
 from hpdval.errors import ConfigError, DataError
 from hpdval.files import digest
 
@@ -96,6 +96,7 @@ class Listing:
             fingerprints=tuple(fingerprints),
             boxes=boxes,
             masks=masks,
+            size=lambda i: image_size(os.path.join(folder, ids[i])),
         )
 
 

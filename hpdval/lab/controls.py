@@ -82,7 +82,7 @@ class Controls:
         """Return all controls: a column where there is room beside the pictures, two columns elsewhere."""
         inputs, buttons = self.inputs, self.buttons
         steps = widgets.HBox([buttons["previous"], buttons["next"]])
-        chosen = [inputs[name] for name in ("only", "group", "order", "find", "position")]
+        chosen = [inputs[name] for name in ("only", "group", "small", "order", "find", "position") if name in inputs]
         seen = [inputs[name] for name in ("klass", "text")]
         drawn = [inputs[name] for name in ("prompts", "method", "opacity", "boxes")]
         groups = [
@@ -105,10 +105,12 @@ def _choosing(limits: Limits) -> dict[str, Any]:
         if (limits.models > 1 or name not in COMPARED) and (limits.boxes or name != "smallest")
     ]
     groups = [("any", ANY), *((f"with a {name} class", name) for name in GROUPS)]
+    small = "Smallest third of the images by their smallest object, or by that of the class 'with the class'"
     return {
         "only": _dropdown("only", "Show", [(w, n) for n, w in ONLY.items()], "Which images are in the list"),
         "group": _dropdown("group", "Group", groups, "Images that have a class of this group"),
         "order": _dropdown("order", "Order", orders, "Which images come first"),
+        **({"small": _checkbox("small", "small objects only", small)} if limits.boxes else {}),
         "find": _text("find", "Find id", "part of an id", "Images whose id contains this; Enter applies it"),
         "position": _slider("position", "Image", 1, max(1, limits.images), "Place in the list; arrow keys go on"),
     }

@@ -134,7 +134,6 @@ class Explorer(widgets.VBox):
                 scores=part.scores,
                 thresholds=part.thresholds,
                 top=part.k if state.method == "similarity" else None,
-                unit=part.unit,
                 reading=view.reading,
             )
             for view, part in zip(self.views, frame.parts, strict=True)
@@ -257,13 +256,13 @@ class Explorer(widgets.VBox):
 
     def _step(self) -> bool:
         """Do a slice of what is missing for what is shown; when nothing is, show it all again."""
-        missing, share = self._listing.missing(self.state)
+        missing, words = self._listing.missing(self.state)
         if missing is not None:
             missing()
             self._worked = True
             if time.monotonic() - self._reported > REPORT:
                 self._reported = time.monotonic()
-                self._say(f"{self._shown.words} … ranking all images, {share:.0%}")
+                self._say(f"{self._shown.words} … {words}")
             return True
         if self._worked:
             self._worked = False

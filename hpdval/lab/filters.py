@@ -63,11 +63,26 @@ def rank_among(values: np.ndarray, place: int) -> int:
 
 def smallest_boxes(split: Split, image: int) -> np.ndarray:
     """Return the share of an image that the smallest box of each class covers, (C,) in [0, 1], NaN without a box."""
-    height, width = split.image(image).shape[:2]
+    width, height = split.size(image) if split.size is not None else split.image(image).shape[1::-1]
     shares = np.full(split.targets.shape[1], np.nan)
     for one, _, _, box_width, box_height in split.boxes(image) if split.boxes is not None else ():
         shares[int(one)] = np.fmin(shares[int(one)], min(1.0, box_width * box_height / (width * height)))
     return shares
+
+
+def small(smallest: np.ndarray, klass: str = "") -> tuple[str, np.ndarray]:
+    """Return which images have a small object, (N,) bool, and the name of that filter, which states the bound.
+
+    Small is what the smallest third of the images has: at most the 1/3 quantile of ``smallest``, the share of an image
+    that its smallest box covers, NaN without a box.
+
+    >>> small(np.array([0.5, 0.01, np.nan, 0.2]), "cat")
+    ('with a small cat (at most 1.00% of the image, the smallest third of 3)', array([False,  True, False, False]))
+    """
+    known = smallest[~np.isnan(smallest)]
+    bound = float(np.quantile(known, 1 / 3, method="inverted_cdf")) if len(known) else 0.0
+    words = f"(at most {bound:.2%} of the image, the smallest third of {len(known)})"
+    return f"with a small {klass or 'object'} {words}", smallest <= bound
 
 
 def ordered(values: np.ndarray | None, masks: Mapping[str, np.ndarray], count: int) -> np.ndarray:

@@ -35,7 +35,6 @@ class Part:
         picture: the same as HTML, with words for what is seen.
         bars: the scores as HTML.
         maps, scores, thresholds, k: what they are made from; thresholds are None while they are not known.
-        unit: of the maps.
         drawn: what the picture depends on.
     """
 
@@ -46,7 +45,6 @@ class Part:
     scores: np.ndarray
     thresholds: np.ndarray | None
     k: int
-    unit: str
     drawn: tuple[Any, ...]
 
 
@@ -81,8 +79,7 @@ def compose(
     one: int | str = state.text or dataset.classes.index(state.klass)
     maps = [view.map(state.image, one, state.method, state.prompts, picture.shape) for view in views]
     values = [picture.values(m) for m in maps]
-    units = [view.unit(state.method, one) for view in views]
-    limits = _alike(values, units, limits_of)
+    limits = _alike(values, [m.unit for m in maps], limits_of)
     boxes, others = _boxes(state, split, one)
     scores = [view.scores(state.image, *settings(view, state), state.prompts) for view in views]
     fits = [view.thresholds(*settings(view, state), state.prompts) for view in views]
@@ -112,7 +109,6 @@ def compose(
                 scores=scores[i],
                 thresholds=fits[i],
                 k=k,
-                unit=units[i],
                 drawn=drawn,
             )
         )
@@ -138,10 +134,10 @@ def _scales(views: Sequence[View], parts: Sequence[Part], limits: Sequence[Limit
         counts = [f"{count} ({letter})" for letter, count in zip("AB", counts, strict=True)]
     lines = [f"white outline: best {', '.join(dict.fromkeys(counts))}"] if outlines else []
     lines += ["dashed: annotated objects"] if boxes else []
-    if len({part.unit for part in parts}) == 1:
-        return markup.scale(limits[0], parts[0].unit, "; ".join(lines))
+    if len({part.maps.unit for part in parts}) == 1:
+        return markup.scale(limits[0], parts[0].maps.unit, "; ".join(lines))
     scales = [
-        markup.scale(one, part.unit, name=view.name) for view, part, one in zip(views, parts, limits, strict=True)
+        markup.scale(one, part.maps.unit, name=view.name) for view, part, one in zip(views, parts, limits, strict=True)
     ]
     return "".join(scales) + markup.note("; ".join(lines))
 

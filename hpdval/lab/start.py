@@ -33,6 +33,7 @@ def explore(
     split: str = "test",
     images: int | Sequence[int] | None = None,
     height: int = 360,
+    thresholds: bool = True,
     show: bool = True,
 ) -> Explorer:
     """Browse the images of a data set with a model's maps and scores, or with those of two models side by side.
@@ -50,6 +51,7 @@ def explore(
         split: ``"test"``, ``"val"`` or ``"train"``.
         images: which to look at: indices in the split, or how many from its start; default: all.
         height: of the pictures' longer side, in pixels.
+        thresholds: False encodes no other images than those that are looked at, and shows no thresholds.
         show: progress while images are encoded.
 
     Raises:
@@ -63,7 +65,7 @@ def explore(
     shown = _chosen(dataset, split, images)
     if isinstance(height, bool) or not isinstance(height, int) or not 64 <= height <= 2000:
         raise ConfigError(f"height is {height!r}; it must be a number of pixels in 64 .. 2000")
-    fitted, caption = _fitted(dataset)
+    fitted, caption = _fitted(dataset) if thresholds else (dataset.train.subset([]), "No thresholds, as asked for")
     given = [model] if other is None else [model, other]
     scorers = [_scorer(one, dataset) for one in given]
     for scorer in scorers:

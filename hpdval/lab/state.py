@@ -35,7 +35,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "order": tuple(ORDERS),
     "group": (ANY, *GROUPS),
 }
-WHICH = ("only", "order", "group", "find")  # what decides which images there are to see
+WHICH = ("only", "order", "group", "small", "find")  # what decides which images there are to see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class State:
         boxes: whether annotated objects are drawn.
         only: which images, one of ``ONLY``.
         group: those with a class of it, or ``ANY``.
+        small: only images with a small object, or a small one of the class with ``only="with"``.
         find: those whose id contains this.
         order: one of ``ORDERS``.
     """
@@ -70,6 +71,7 @@ class State:
     boxes: bool = True
     only: str = "all"
     group: str = ANY
+    small: bool = False
     find: str = ""
     order: str = "stored"
 
@@ -114,9 +116,11 @@ class Limits:
         elif name in ("alpha", "opacity"):
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a number in [0, 1]")
-        elif name in ("boxes", "own"):
+        elif name in ("boxes", "own", "small"):
             if not isinstance(value, bool):
                 raise ConfigError(f"{name} is {value!r}; it must be True or False")
+            if name == "small" and value and not self.boxes:
+                raise ConfigError("small objects need boxes, and this data set has none; leave small=False")
         elif name == "klass":
             if value not in self.classes:
                 known = ", ".join(self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")

@@ -18,7 +18,7 @@ from hpdval.metrics.calibration import best_f1_thresholds
 from hpdval.models import ImageFeatures
 from hpdval.models.dual_view import both_views, patch_count, patch_scores
 from hpdval.scoring.features import FeatureStore
-from hpdval.scoring.maps import Heatmaps, grid_box, heatmaps, texts_of
+from hpdval.scoring.maps import UNITS, Heatmaps, grid_box, heatmaps, texts_of
 from hpdval.scoring.scorer import Scorer
 
 SLICE = 6e7  # multiplications of a pass between two looks at what the user does: some 20 ms
@@ -158,19 +158,15 @@ class View:
             pixels = self.split.image(image)
             return heatmaps(self.scorer, pixels, classes, texts=sentences, method=method, prompts=chosen)
         row = self.sentence(one) if isinstance(one, str) else self.texts(prompts)[1][one : one + 1]
-        values = patch_scores(self.features(image).patches, row, "paper" if isinstance(one, str) else self.reading)
+        reading = "paper" if isinstance(one, str) else self.reading
+        values = patch_scores(self.features(image).patches, row, reading)
         return Heatmaps(
             values=values[0].T.reshape(1, *self.scorer.clip.patch_grid).numpy(),
             names=(name,),
             shape=shape,
             box=grid_box(self.scorer, shape),
+            unit=UNITS[reading],
         )
-
-    def unit(self, method: str, one: int | str) -> str:
-        """Return what the numbers of a map are."""
-        if method == "similarity":
-            return "cosine" if self.reading == "paper" or isinstance(one, str) else "dot product"
-        return "relevance" if method == "gradient" else "attention"
 
     # -- the whole split ------------------------------------------------------------------------------------------
 

@@ -36,7 +36,6 @@ class Explanation:
         scores: (C,).
         thresholds: (C,), NaN where there is none; None for none at all.
         top: k, outlined; None outlines none.
-        unit: of the maps; models of one unit share a scale of colours.
         reading: of the scores, ``paper`` or ``released``; models of one reading share an axis.
     """
 
@@ -45,7 +44,6 @@ class Explanation:
     scores: np.ndarray
     thresholds: np.ndarray | None = None
     top: int | float | None = None
-    unit: str = "cosine"
     reading: str = "paper"
 
 
@@ -80,13 +78,13 @@ def explained_image(
     figure = new_chart(2 * side + 3.2, height * len(models) + (0.35 if title else 0) + 0.3 + (0.25 if caption else 0))
     grid = figure.subplots(len(models), 3, squeeze=False, width_ratios=[1, 1, 1.05])
     panels = [panels_of([model.maps], model.top)[0] for model in models]
-    units = np.array([model.unit for model in models])
+    units = np.array([panel.unit for panel in panels])
     limits = {
         unit: limits_of(p.values for p, own in zip(panels, units, strict=True) if own == unit) for unit in set(units)
     }
     for line, model, panel in zip(grid, models, panels, strict=True):
         draw_image(line[0], image, boxes)
-        draw_map(line[1], image, panel, limits[model.unit], boxes)
+        draw_map(line[1], image, panel, limits[panel.unit], boxes)
         for axes in line[:2]:
             _draw_others(axes, others)
         line[0].set_title("image", fontsize=9, fontweight="normal")

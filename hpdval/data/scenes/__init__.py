@@ -112,4 +112,5 @@ def _split(targets: np.ndarray, name: str, seed: int, size: int) -> Split:
         fingerprints=tuple(f"{key}:{size}" for key in keys),
         boxes=boxes,
         masks=lambda i: scene(i).masks.copy(),
+        size=lambda i: (size, size),
     )
