@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from hpdval.config import ScoreConfig
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.listing import Listing
 from hpdval.errors import ConfigError, DataError, HpdvalError, RunError
-from hpdval.lab import filters, listing, markup
+from hpdval.lab import explorer, filters, listing, markup
 from hpdval.lab.explorer import Explorer
 from hpdval.lab.picture import Picture, draw
 from hpdval.lab.start import explore
@@ -604,6 +605,24 @@ def test_ranking_all_images_waits_while_a_slider_moves(one: Explorer) -> None:
 
 
 # -- without a front end, and from where -------------------------------------------------------------------------------
+
+
+def test_two_changes_at_once_are_both_made(one: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JupyterLab hands messages to two threads of a kernel: what one asks for must not undo what the other did."""
+    compose = explorer.compose
+    monkeypatch.setattr(explorer, "compose", lambda *given: (time.sleep(0.05), compose(*given))[1])
+    asked = {"opacity": 0.25, "group": "tail", "boxes": not one.state.boxes, "order": "stored"}
+    moves = [
+        threading.Thread(target=setattr, args=(one.controls.inputs[name], "value", value))
+        for name, value in asked.items()
+    ]
+    for move in moves:
+        move.start()
+        time.sleep(0.01)  # in the middle of the one before
+    for move in moves:
+        move.join()
+    assert {name: getattr(one.state, name) for name in asked} == asked
+    assert {name: one.controls.inputs[name].value for name in asked} == asked
 
 
 def test_executed_notebooks_show_a_static_figure(two: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:

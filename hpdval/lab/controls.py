@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,10 +24,11 @@ class Controls:
         inputs: name in :class:`State` -> control; ``position`` is the place in the list of images.
         buttons: ``previous``, ``next``, ``clear`` (the sentence).
         place, image: where among how many and the image's id; the image as it is.
+        turn: held while one change is made: JupyterLab hands messages of widgets to two threads of a kernel.
     """
 
     def __init__(self, limits: Limits, state: State, changed: Callable[[str, Any], None]) -> None:
-        self._quiet = False
+        self._quiet, self.turn = False, threading.RLock()
         self._changed = changed
         self._ticks: tuple[str, ...] = ()
         self._classes = limits.classes
@@ -75,8 +77,9 @@ class Controls:
             self._quiet = False
 
     def _moved(self, name: str, value: Any) -> None:
-        if not self._quiet:
-            self._changed(name, value)
+        with self.turn:  # within it: another thread may just show a state
+            if not self._quiet:
+                self._changed(name, value)
 
     def column(self) -> Any:
         """Return all controls: a column where there is room beside the pictures, two columns elsewhere."""

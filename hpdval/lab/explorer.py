@@ -100,7 +100,8 @@ class Explorer(widgets.VBox):
             ConfigError: an unknown name or a value out of range; nothing has changed then.
             DataError: the image cannot be decoded.
         """
-        self._show(self._limits.changed(self.state, changes), changes)
+        with self.controls.turn:
+            self._show(self._limits.changed(self.state, changes), changes)
 
     def go(self, step: int) -> None:
         """Go on by some images in the list, around its ends."""
@@ -234,13 +235,14 @@ class Explorer(widgets.VBox):
             self.set(**{name: value})
 
     def _guard(self, action: Callable[[], None]) -> bool:
-        try:
-            action()
-        except Exception as error:  # nobody else would catch it: a traceback of a callback is seen by no user
-            words = str(error) if isinstance(error, HpdvalError) else f"{type(error).__name__}: {error}"
-            self._publish(self._shown)
-            self._say(" ".join(words.split()), problem=True)
-            return False
+        with self.controls.turn:
+            try:
+                action()
+            except Exception as error:  # nobody else would catch it: a traceback of a callback is seen by no user
+                words = str(error) if isinstance(error, HpdvalError) else f"{type(error).__name__}: {error}"
+                self._publish(self._shown)
+                self._say(" ".join(words.split()), problem=True)
+                return False
         return True
 
     # -- what takes longer ----------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ class Later:
 
     def stop(self) -> None:
         """Leave the rest undone."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._task is not None and not self._task.done():
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)  # it may be another thread's
+        self._task = None
 
     def finish(self) -> None:
         """Do all that is left now."""
