@@ -54,7 +54,7 @@ fix: setup  ## format, and mend what ruff can
 	@$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 
 lab: setup  ## JupyterLab on the notebooks (as root, in a container: ARGS=--allow-root)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 docs: setup  ## the site, into build/docs (open build/docs/index.html; ARGS="-b linkcheck" asks outer links)
 	@$(BIN)/python -m sphinx -E -W --keep-going -q -c docs -d build/doctrees . build/docs $(ARGS) && echo build/docs/index.html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -27,7 +28,7 @@ from hpdval.detached import start_training, stop_training
 from hpdval.errors import ConfigError, RunError
 from hpdval.files import read_json, write_json
 from hpdval.lab.live import follow
-from hpdval.lab.live.follow import FollowedRun, Follower
+from hpdval.lab.live.follow import Follower, WatchedRun
 from hpdval.lab.live.page import details, heading
 from hpdval.lab.live.tail import Tail, log_lines
 from hpdval.lab.live.widget import LiveView, watch
@@ -229,7 +230,7 @@ def test_a_damaged_line_is_named_and_left_out(tmp_path: Path, damage: str) -> No
         with open(tmp_path / "metrics.jsonl", "a") as file:
             file.write(f"{damage}\n")
         log(run, 2)
-        followed = FollowedRun(tmp_path)
+        followed = WatchedRun(tmp_path)
         stage = followed.look()
     assert [record["step"] for record in stage.records] == [1, 2]
     assert followed.problems == ["metrics.jsonl, line 2 is damaged and left out"]
@@ -240,7 +241,7 @@ def test_records_of_a_form_that_nobody_knows_are_passed_over(tmp_path: Path, rec
     with start(tmp_path) as run:
         log(run, 1)
         run.log(**{"stage": "stage1", "step": 2, "epoch": 0, "loss": 1.0, **record})
-        assert FollowedRun(tmp_path).look().update == 1
+        assert WatchedRun(tmp_path).look().update == 1
 
 
 def test_of_a_log_the_last_lines_and_of_a_bar_its_last_state(tmp_path: Path) -> None:
@@ -343,7 +344,8 @@ def test_the_view_follows_by_itself_and_draws_what_is_new(running: Run) -> None:
         assert isinstance(view, ipywidgets.Widget)
         assert "update 1 of 6" in view.state.value
         before = view.curves.value
-        assert bytes(before).startswith(b"\x89PNG")
+        assert 'alt="losses of stage1 by update, of which 1 are made"' in before
+        assert base64.b64decode(before.partition("base64,")[2].partition('"')[0]).startswith(b"\x89PNG")
         view.refresh()
         assert view.curves.value is before, "nothing is new"
         log(running, 2)
@@ -467,8 +469,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for run in ("nothing", tmp_path / "a", "abcdef"):
         with pytest.raises(RunError):
             watch(run, root=tmp_path)
-    with pytest.raises(ConfigError, match="every is 0; it must be more than 0 seconds"):
-        watch(tmp_path, every=0)
+    for every in (0, -1.0, "2", True, None, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"^every is {every!r}; it must be a number of seconds above 0$"):
+            watch(tmp_path, every=every)  # type: ignore[arg-type]
     assert heading(LiveView(tmp_path, 1.0).snapshot).endswith("No run has begun here yet.</div>")
 
 
@@ -498,9 +501,9 @@ def test_in_a_kernel_curves_are_drawn_between_cells(running: Run) -> None:
             )
             shown = [m["content"]["data"] for m in outputs if m["msg_type"] in ("execute_result", "display_data")]
             assert {"application/vnd.jupyter.widget-view+json", "text/html"} <= set(shown[0])
-            before = ask("hashlib.sha256(view.curves.value).hexdigest()")
+            before = ask("hashlib.sha256(view.curves.value.encode()).hexdigest()")
             log(running, 2)
-            wait_until(lambda: ask("hashlib.sha256(view.curves.value).hexdigest()") != before, 30)
+            wait_until(lambda: ask("hashlib.sha256(view.curves.value.encode()).hexdigest()") != before, 30)
             assert "update 2 of 6" in ask("view.state.value")
     finally:
         client.stop_channels()

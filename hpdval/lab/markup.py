@@ -164,7 +164,7 @@ def picture(png: bytes, size: tuple[int, int], words: str) -> str:
 
 
 def status(words: str, problem: bool = False) -> str:
-    """Return the line that says what is seen, or what went wrong; screen readers announce it."""
+    """Return the line that says what is seen, or what went wrong; a live region, made anew."""
     kind = "hpdval-status-line problem" if problem else "hpdval-status-line"
     sign = "⚠ " if problem else ""
     return f'<div role="status" aria-live="polite" class="{kind}">{sign}{escape(words)}</div>'

@@ -56,12 +56,15 @@ def explore(
 
     Raises:
         RunError: the run is unfinished or was altered.
-        ConfigError: classes that the model does not know, an unknown split, or images out of range.
+        ConfigError: no data set, classes that the model does not know, an unknown split, or images out of range.
         DataError: the split has no images, or one cannot be decoded.
     """
     from hpdval.lab.explorer import Explorer
     from hpdval.lab.view import View, check_classes
 
+    if not isinstance(dataset, Dataset):
+        hint = f"load_dataset({dataset!r})" if isinstance(dataset, str) else "load_dataset(...)"
+        raise ConfigError(f"dataset is a {type(dataset).__name__}; give what hpdval.{hint} returns")
     shown = _chosen(dataset, split, images)
     if isinstance(height, bool) or not isinstance(height, int) or not 64 <= height <= 2000:
         raise ConfigError(f"height is {height!r}; it must be a number of pixels in 64 .. 2000")

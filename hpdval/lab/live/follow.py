@@ -58,7 +58,7 @@ class Snapshot:
     problems: tuple[str, ...] = ()
 
 
-class FollowedRun:
+class WatchedRun:
     """One run folder; :meth:`look` says how it stands."""
 
     def __init__(self, folder: Path) -> None:
@@ -151,7 +151,7 @@ class Follower:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._runs: dict[Path, FollowedRun] = {}
+        self._runs: dict[Path, WatchedRun] = {}
 
     def look(self) -> Snapshot:
         """Read what is new and say how everything stands."""
@@ -159,7 +159,7 @@ class Follower:
         (train, broken), (notebook, unread) = (read_record(self.folder / name) for name in (RECORD, "notebook.json"))
         stages, problems = [], [problem for problem in (broken, unread) if problem]
         for folder in self._folders(train):
-            run = self._runs.setdefault(folder, FollowedRun(folder))
+            run = self._runs.setdefault(folder, WatchedRun(folder))
             stages.append(run.look())
             problems += run.problems
         active = _active(stages, self.folder)

@@ -7,6 +7,7 @@ colour is said in words, too.
 from __future__ import annotations
 
 import html
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,12 @@ def details(now: Snapshot, message: str = "") -> str:
     lines += [f'<div role="alert">⚠ {_text(line)}</div>' for line in (*now.problems, message) if line]
     lines.append(f'<div style="font-size:85%;opacity:.75;overflow-wrap:anywhere">{_text(now.folder)}</div>')
     return "".join(lines)
+
+
+def picture(png: bytes, words: str) -> str:
+    """Return a picture with the words for it."""
+    data = b64encode(png).decode()
+    return f'<img alt="{_text(words)}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
 
 def _where(stage: Stage) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
+from numbers import Real
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,7 +20,7 @@ import ipywidgets as widgets
 from hpdval.detached import stop_training
 from hpdval.errors import ConfigError, HpdvalError, one_line
 from hpdval.lab.live.follow import DONE, RUNNING, WAITING, Follower, Snapshot
-from hpdval.lab.live.page import details, heading
+from hpdval.lab.live.page import details, heading, picture
 from hpdval.plots.style import figure_bytes
 from hpdval.plots.training import loss_curves
 from hpdval.tables.inventory import find_run
@@ -48,10 +49,11 @@ def watch(run: str | os.PathLike[str], root: str | os.PathLike[str] = "runs", *,
         every: seconds between two looks.
 
     Raises:
+        ConfigError: ``every`` is no number above 0.
         RunError: there is no such folder, and no run or more than one with that key.
     """
-    if not every > 0:
-        raise ConfigError(f"every is {every:g}; it must be more than 0 seconds")
+    if isinstance(every, bool) or not isinstance(every, Real) or not 0 < every < inf:
+        raise ConfigError(f"every is {every!r}; it must be a number of seconds above 0")
     folder = find_run(run, root)
     if earlier := _WATCHED.pop(folder, None):
         earlier.close()
@@ -74,7 +76,7 @@ class LiveView(widgets.VBox):
         self._drawn: tuple[Any, ...] = ()
         self._draw_after = 0.0
         self.state, self.details = _part(widgets.HTML(), "state"), _part(widgets.HTML(), "details")
-        self.curves = _part(widgets.Image(format="png", layout={"max_width": "100%", "display": "none"}), "curves")
+        self.curves = _part(widgets.HTML(layout={"display": "none"}), "curves")
         self.stop_button = _button("stop", "Stop …", "Ask the training to save and stop; asks once more first")
         self.confirm_button = _button("confirm", "Save and stop", "Stop after this update; the same command continues")
         self.cancel_button = _button("cancel", "Keep training", "Do not stop")
@@ -179,7 +181,8 @@ class LiveView(widgets.VBox):
         began = time.monotonic()
         try:
             figure = loss_curves(records, str(records[-1]["stage"]), title=f"{self.folder.name}: {stage.name}")
-            self.curves.value = figure_bytes(figure, "png", dpi=100)
+            words = f"losses of {stage.name} by update, of which {records[-1]['step']} are made"
+            self.curves.value = picture(figure_bytes(figure, "png", dpi=100), words)
             self.curves.layout.display, self._undrawn = None, ""
         except Exception as error:
             self._undrawn = f"the curves cannot be drawn: {one_line(error)}"
@@ -190,7 +193,7 @@ class LiveView(widgets.VBox):
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """Return the widget with a static form beside it, and that alone where nobody can look at widgets."""
-        shown = f"{heading(self.snapshot)}{_picture(self.curves)}{details(self.snapshot, self._message)}"
+        shown = f"{heading(self.snapshot)}{self.curves.value}{details(self.snapshot, self._message)}"
         static: dict[str, Any] = {"text/plain": f"{self.folder.name}: {self.snapshot.state}", "text/html": shown}
         if os.environ.get("HPDVAL_HEADLESS"):
             return static
@@ -204,10 +207,3 @@ def _part(widget: Any, name: str) -> Any:
 
 def _button(name: str, text: str, tooltip: str) -> Any:
     return _part(widgets.Button(description=text, tooltip=tooltip), name)
-
-
-def _picture(image: Any) -> str:
-    if not image.value:
-        return ""
-    data = base64.b64encode(image.value).decode()
-    return f'<img alt="losses by update" style="max-width:100%" src="data:image/png;base64,{data}">'
