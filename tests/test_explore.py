@@ -32,6 +32,7 @@ from hpdval.data.listing import Listing
 from hpdval.errors import ConfigError, DataError, HpdvalError, RunError
 from hpdval.lab import explorer, filters, listing, markup
 from hpdval.lab.explorer import Explorer
+from hpdval.lab.later import Later
 from hpdval.lab.picture import Picture, draw
 from hpdval.lab.start import explore
 from hpdval.metrics.calibration import best_f1_thresholds
@@ -432,30 +433,6 @@ def test_a_slider_of_scores_leads_to_no_other_image(two: Explorer) -> None:
     assert gone
 
 
-def test_changes_that_come_in_several_threads_are_all_kept(one: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JupyterLab sends the messages of each control to a thread of its own in the kernel."""
-    begun, slow = threading.Event(), explorer.compose
-
-    def compose(*arguments: Any) -> Any:
-        begun.set()
-        time.sleep(0.1)
-        return slow(*arguments)
-
-    monkeypatch.setattr(explorer, "compose", compose)
-    threads = [
-        threading.Thread(target=setattr, args=(one.controls.inputs[name], "value", value))
-        for name, value in (("own", False), ("only", "with"), ("opacity", 0.2))
-    ]
-    for thread in threads:
-        thread.start()
-        assert begun.wait(10)
-    for thread in threads:
-        thread.join()
-    assert (one.own, one.only, one.opacity) == (False, "with", 0.2)
-    inputs = one.controls.inputs
-    assert (inputs["own"].value, inputs["only"].value, inputs["opacity"].value) == (False, "with", 0.2)
-
-
 def test_values_out_of_range_are_refused_in_python(one: Explorer) -> None:
     state = one.state
     for name, value in {
@@ -629,6 +606,21 @@ def test_ranking_all_images_waits_while_a_slider_moves(one: Explorer) -> None:
         one.close()
 
     asyncio.run(move())
+
+
+def test_work_whose_loop_ended_is_done_elsewhere() -> None:
+    """A page that is loaded again ends a thread of the kernel, and with it the loop in which the work waited."""
+    done: list[int] = []
+    later = Later(lambda: bool(done.append(1)))
+
+    async def begin() -> None:
+        later.start()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    later.finish()
+    assert done == [1]
 
 
 # -- without a front end, and from where -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 PAUSE = 0.12  # seconds without a change before work begins: a slider that moves gets all of the processor
 
@@ -31,7 +32,8 @@ class Later:
     def stop(self) -> None:
         """Leave the rest undone."""
         if self._task is not None and not self._task.done():
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)  # it may be another thread's
+            with suppress(RuntimeError):  # its loop has ended, and the task with it
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)  # it may be another thread's
         self._task = None
 
     def finish(self) -> None:
