@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hpdval.data import Split, load_dataset
+from hpdval.data.captions import caption_digest
 from hpdval.data.masks import polygon_mask, regions, segmentation_mask
 from hpdval.errors import ConfigError, DataError
 
@@ -203,6 +204,163 @@ def test_published_lists_have_their_published_counts(
         assert rows.targets.sum(0).tolist() == counts
     with pytest.raises(DataError, match=rf"{train} of {train} images are missing"):
         load_dataset(folder / f"{name}_lt_train.txt")
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+LISTED = ["a.png 0", "b.png 1 2", "c.png"]  # beside x_labels.txt or classes=
+
+
+def told(split: Split) -> list[str]:
+    assert split.captions is not None
+    return [split.captions(i) for i in range(len(split))]
+
+
+def test_list_captions_follow_the_paths_whatever_their_order(folder: Path) -> None:
+    train, test = write(folder / "t.txt", *LISTED), write(folder / "u.txt", "d.png 1")
+    (folder / "words.txt").write_bytes("./c.png nothing.\r\n\nb.png\ttwo   caf\u00e9s \na.png a dog".encode())  # no end
+    data = load_dataset(train, test=test, classes=["dog", "cat", "cow"], captions="words.txt")
+    assert told(data.train) == ["a dog", "two caf\u00e9s", "nothing."]
+    assert data.test.captions is None
+    assert load_dataset(train, classes=["dog", "cat", "cow"]).train.captions is None
+    assert told(load_dataset(**data.origin).train) == told(data.train), "what was asked for can be asked again"
+
+
+def test_origin_keeps_where_captions_lie_from_another_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, words = write(folder / "t.txt", "a.png 0"), folder / "elsewhere"
+    words.mkdir()
+    write(words / "words.txt", "a.png a dog")
+    monkeypatch.chdir(words)
+    data = load_dataset(train, classes=["dog"], captions="words.txt")
+    assert data.origin["captions"] == str(words / "words.txt")
+    monkeypatch.chdir(folder)
+    assert told(load_dataset(**data.origin).train) == ["a dog"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a.png x", "b.png x", "d.png x", "c.png x"], r"words\.txt, line 3: d\.png is not in .*t\.txt"),
+        (["a.png x", "b.png x"], r"words\.txt has no caption of c\.png \(.*t\.txt, line 3; 1 of 3 images have none\)"),
+        (["a.png x", "b.png x", "", "a.png y"], r"words\.txt, line 4: a\.png has a caption already \(on line 1\)"),
+        (["a.png x", "b.png  "], r"words\.txt, line 2: b\.png has no caption"),
+        (["../a.png x"], r"words\.txt, line 1: \.\./a\.png leaves"),
+        ([], r"words\.txt has no caption of a\.png .*3 of 3"),
+    ],
+)
+def test_list_caption_errors_name_file_and_line(lines: list[str], message: str, folder: Path) -> None:
+    write(folder / "words.txt", *lines)
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(folder / "t.txt", *LISTED), classes=["dog", "cat", "cow"], captions="words.txt")
+
+
+def test_captions_that_are_no_file_are_refused(folder: Path) -> None:
+    train = write(folder / "t.txt", *LISTED)
+    with pytest.raises(DataError, match=r"captions=gone\.txt is not a file"):
+        load_dataset(train, classes=["dog", "cat", "cow"], captions="gone.txt")
+    with pytest.raises(ConfigError, match="captions=True must be a path"):
+        load_dataset(train, classes=["dog", "cat", "cow"], captions=True)
+    with pytest.raises(DataError, match=r"a\.png is not UTF-8 text"):
+        load_dataset(train, classes=["dog", "cat", "cow"], captions="a.png")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["voc", "coco"])
+def test_published_captions_are_of_every_training_image(name: str, shared_data: Path) -> None:
+    folder = shared_data / "splits"
+    data = load_dataset(folder / f"{name}_lt_train.txt", captions=f"{name}_lt_captions.txt", require_images=False)
+    lines = (folder / f"{name}_lt_captions.txt").read_bytes().decode().split("\n")
+    assert lines[-1], "the file ends without a newline, and its last line counts"
+    assert len(lines) == len(data.train)
+    pairs = dict(zip(data.train.ids, told(data.train), strict=True))
+    assert {f"{path} {text}" for path, text in pairs.items()} == set(lines)
+    part = load_dataset(
+        folder / f"{name}_lt_train.txt", captions=f"{name}_lt_captions.txt", require_images=False, val=0.2
+    )
+    for split in (part.train, part.val):
+        assert told(split) == [pairs[one] for one in split.ids]
+
+
+def test_csv_captions_are_a_column(folder: Path) -> None:
+    train = write(folder / "t.csv", "path,labels,caption", 'b.png,dog,"one, and', '  two."', "a.png,,nothing")
+    test = write(folder / "u.csv", "caption,path,labels", "a cat,c.png,cat")
+    data = load_dataset(train, test=test)
+    assert told(data.train) == ["one, and two.", "nothing"]
+    assert told(data.test) == ["a cat"]
+    plain = load_dataset(train, test=write(folder / "u.csv", "path,labels", "c.png,cat"))
+    assert plain.test.captions is None
+    assert told(data.train.subset([1])) == ["nothing"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,labels,caption", "a.png,dog,x", "b.png,dog, "], r"t\.csv, line 3: the caption is empty"),
+        (["path,labels,caption,caption", "a.png,dog,x,y"], r"t\.csv, line 1: two columns are named caption"),
+        (["path,labels,caption", "a.png,dog"], r"line 2: 2 fields instead of 3"),
+        (["path,caption", "a.png,dog"], r"line 1: there must be one column named labels"),
+    ],
+)
+def test_csv_caption_errors_name_file_and_line(lines: list[str], message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(folder / "t.csv", *lines))
+
+
+def coco_captions(folder: Path, *entries: Any) -> Path:
+    path = folder / "captions.json"
+    path.write_text(json.dumps({"annotations": entries}))
+    return path
+
+
+def test_coco_takes_the_first_caption_by_id(folder: Path) -> None:
+    captions = coco_captions(
+        folder,
+        {"id": 12, "image_id": 7, "caption": "later"},
+        {"id": 4, "image_id": 3, "caption": " two\n lines "},
+        {"id": 5, "image_id": 7, "caption": "earlier"},
+        {"id": 1, "image_id": 99, "caption": "of an image that is not in the list"},
+    )
+    train = coco(folder)
+    data = load_dataset(train, captions=captions.name)
+    assert dict(zip(data.train.ids, told(data.train), strict=True)) == {"b.png": "earlier", "a.png": "two lines"}
+    assert load_dataset(train).train.captions is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"id": 5, "image_id": 8, "caption": "x"}, r"captions\.json has no caption of image 7, b\.png \(1 of 2 images"),
+        ({"id": 5, "image_id": 7, "caption": "\n"}, r"captions\.json: annotation 5 has an empty caption"),
+        ({"id": 5, "image_id": 7}, r"captions\.json: an entry of annotations has caption=None; it must be str"),
+        ({"id": True, "image_id": 7, "caption": "x"}, r"has id=True; it must be int"),
+        ("x", r"has id=None; it must be int"),
+    ],
+)
+def test_coco_caption_errors_name_the_entry(entry: Any, message: str, folder: Path) -> None:
+    captions = coco_captions(folder, {"id": 4, "image_id": 3, "caption": "x"}, entry)
+    with pytest.raises(DataError, match=message):
+        load_dataset(coco(folder), captions=captions)
+    captions.write_text("[]")
+    with pytest.raises(DataError, match=r"captions\.json has no list named annotations; give a COCO captions json"):
+        load_dataset(coco(folder), captions=captions)
+
+
+def test_the_digest_of_captions_follows_their_words_and_images_alone(folder: Path) -> None:
+    def digest_of(*rows: str) -> str | None:
+        return caption_digest(load_dataset(write(folder / "t.csv", "path,labels,caption", *rows)).train)
+
+    first = digest_of("a.png,dog,one", "b.png,dog,two")
+    assert first is not None
+    assert first == digest_of("a.png,cat, one ", "b.png,dog,two"), "labels have a digest of their own"
+    others = [
+        digest_of("a.png,dog,one", "b.png,dog,three"),
+        digest_of("a.png,dog,two", "b.png,dog,one"),
+        digest_of("a.png,dog,one", "c.png,dog,two"),
+        digest_of("b.png,dog,two", "a.png,dog,one"),
+        digest_of("a.png,dog,one"),
+    ]
+    assert len({first, *others}) == 6
+    assert caption_digest(load_dataset(write(folder / "t.csv", "path,labels", "a.png,dog")).train) is None
 
 
 # --- COCO -------------------------------------------------------------------------------------------------------------

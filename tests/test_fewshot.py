@@ -109,6 +109,15 @@ def test_a_side_keeps_pictures_order_and_the_validation_part() -> None:
     assert made.class_counts.tolist() == data.class_counts[:5].tolist(), "of the list before a part was carved from it"
 
 
+def test_captions_go_with_their_images() -> None:
+    data = load_dataset("scenes-fewshot", train=40, test=60, val=0.2)
+    made = base_dataset(data, PROTOCOLS["scenes-fewshot"].novel)
+    for name in ("train", "val", "test"):
+        whole, part = getattr(data, name), getattr(made, name)
+        assert [part.captions(i) for i in range(len(part))] == [whole.captions(whole.ids.index(n)) for n in part.ids]
+    assert split_of([[1]], ["a"]).subset([0]).captions is None
+
+
 def test_boxes_and_masks_are_of_the_classes_that_are_left() -> None:
     data = load_dataset("scenes-fewshot", train=40, test=60)
     novel = PROTOCOLS["scenes-fewshot"].novel

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpdval.data.scenes import CLASSES, load_scenes
+from hpdval.data.captions import caption_digest
+from hpdval.data.scenes import CLASSES, load_fewshot_scenes, load_scenes
 from hpdval.data.scenes.profile import AT_HOME, CROWDING, THEMES, evaluation_counts, label_matrix
 from hpdval.data.scenes.things import THINGS, USUAL
 from hpdval.data.scenes.world import NAMES, PLAIN, VISIBLE_PIXELS, caption, draw_scene, stream_scene
@@ -164,6 +165,31 @@ def test_a_caption_names_exactly_what_it_is_given() -> None:
     for seed in range(30):
         text = caption(["clock", "dog"], Random(seed))
         assert {name for name in NAMES if name in text} == {"clock", "dog"}
+
+
+@pytest.mark.parametrize("load", [load_scenes, load_fewshot_scenes])
+def test_captions_name_every_label_once_and_nothing_else(load) -> None:
+    data = load(train=200, test=200)
+    for split in (data.train, data.test):
+        texts = [split.captions(i) for i in range(len(split))]
+        for text, row in zip(texts, split.targets, strict=True):
+            words = text.rstrip(".").split()
+            assert sorted(word for word in words if word in NAMES) == sorted(np.array(CLASSES)[row == 1])
+        openings = {text[: text.index(next(n for n in text.rstrip(".").split() if n in NAMES))] for text in texts}
+        assert len(openings) == 7, "every sentence of the generator occurs"
+    assert load(train=30, test=20).train.captions(7) == data.train.captions(7)
+    assert [load(seed=1).train.captions(i) for i in range(20)] != [data.train.captions(i) for i in range(20)]
+
+
+def test_captions_do_not_depend_on_the_process_the_size_or_the_order_of_calls(world) -> None:
+    code = (
+        "from hpdval.data.captions import caption_digest; from hpdval.data.scenes import load_scenes; "
+        "world = load_scenes(size=32); [world.train.captions(i) for i in (9, 5)]; world.train.image(3); "
+        "print(caption_digest(world.train), caption_digest(world.test))"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert there == [caption_digest(world.train), caption_digest(world.test)]
+    assert there[0] != there[1]
 
 
 @pytest.mark.parametrize("options", [{"train": 19}, {"train": 1143}, {"test": 2001}, {"size": 16}])

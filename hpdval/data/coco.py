@@ -1,4 +1,4 @@
-"""COCO: instances json files with image-level labels taken from the annotated objects, boxes and masks."""
+"""COCO: instances json files with image-level labels taken from the annotated objects, boxes, masks and captions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def load_coco(
     test: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     test_images: str | os.PathLike[str] | None = None,
+    captions: str | os.PathLike[str] | None = None,
     crowd: bool = True,
     require_images: bool = True,
 ) -> Dataset:
@@ -43,6 +44,9 @@ def load_coco(
         images: image folder of ``source``, under ``root`` or absolute; default: ``train2017`` for
             ``instances_train2017.json`` where that folder exists, else ``root`` itself.
         test_images: the same for ``test``.
+        captions: the ``captions_*.json`` of the training images, looked for beside ``source`` too.  Of an image's
+            captions the one with the lowest id is taken; those of images that are not in ``source`` are ignored, since
+            the official file is of all images.  Test images have none.
         crowd: whether an object marked ``iscrowd`` counts, as in the published lists (only images without any
             annotation are unlabelled there).
         require_images: False allows images that are not there, to work with labels only.
@@ -52,7 +56,8 @@ def load_coco(
     """
     if root is None:
         root = source.parent.parent if source.parent.name == "annotations" else source.parent
-    train, classes = _read_split(source, _folder(source, root, images), crowd, require_images, None)
+    told = companion("captions", captions, source) if captions is not None else None
+    train, classes = _read_split(source, _folder(source, root, images), crowd, require_images, None, told)
     test_split = None
     if test:
         test_path = companion("test", test, source)
@@ -70,7 +75,12 @@ def _folder(path: Path, root: Path, chosen: str | os.PathLike[str] | None) -> tu
 
 
 def _read_split(
-    path: Path, folder: tuple[Path, str], crowd: bool, require_images: bool, expected: tuple[str, ...] | None
+    path: Path,
+    folder: tuple[Path, str],
+    crowd: bool,
+    require_images: bool,
+    expected: tuple[str, ...] | None,
+    captions: Path | None = None,
 ) -> tuple[Split, tuple[str, ...]]:
     content = _content(path)
     column, classes = _columns(path, content["categories"], expected)
@@ -89,6 +99,8 @@ def _read_split(
     listing = Listing(path)
     for image_id, file_name in files.items():
         listing.add(f"{name}/{file_name}" if name else file_name, [int(row[0]) for row in objects[image_id]])
+    if captions:
+        listing.captions = _captions(captions, files)
     ids, image_ids = listing.ids, list(files)
 
     def size(index: int) -> tuple[int, int]:
@@ -135,14 +147,35 @@ def _segmentations(
     return read
 
 
-def _content(path: Path) -> dict[str, list[Any]]:
+def _captions(path: Path, files: dict[int, str]) -> list[str]:
+    """Return the caption of lowest id of each image of ``files`` (names by image id), in their order."""
+    first: dict[int, tuple[int, str]] = {}
+    for entry in _content(path, ("annotations",), "captions")["annotations"]:
+        number, image_id = (_get(path, "annotations", entry, key, int) for key in ("id", "image_id"))
+        text = " ".join(_get(path, "annotations", entry, "caption", str).split())
+        if not text:
+            raise DataError(f"{path}: annotation {number} has an empty caption; write it, or leave the annotation out")
+        if image_id not in first or number < first[image_id][0]:
+            first[image_id] = (number, text)
+    without = [image_id for image_id in files if image_id not in first]
+    if without:
+        raise DataError(
+            f"{path} has no caption of image {without[0]}, {files[without[0]]} ({len(without)} of {len(files)} images "
+            "have none); give the captions of these images"
+        )
+    return [first[image_id][1] for image_id in files]
+
+
+def _content(
+    path: Path, lists: tuple[str, ...] = ("images", "annotations", "categories"), form: str = "instances"
+) -> dict[str, list[Any]]:
     try:
         content = read_json(path)
     except HpdvalError as error:
         raise DataError(str(error)) from None
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{path} has no list named {key}; give a COCO instances json")
+            raise DataError(f"{path} has no list named {key}; give a COCO {form} json")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Own data in one line: a CSV with the columns ``path`` and ``labels``, and a class list."""
+"""Own data in one line: a CSV with the columns ``path`` and ``labels``, perhaps ``caption``, and a class list."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def load_csv(
     """Return the images of a training CSV and, where given, of a test CSV.
 
     A row is ``path,labels``: the path relative to ``root`` (default: the folder of ``source``), the labels joined by
-    ``;`` (blanks around a label do not matter, nor does a label given twice), or an empty field for no label.  Further
-    columns are ignored.
+    ``;`` (blanks around a label do not matter, nor does a label given twice), or an empty field for no label.  A
+    column ``caption``, where there is one, holds a sentence about each image.  Further columns are ignored.
 
     Args:
         source: the training CSV, UTF-8.
@@ -74,6 +74,9 @@ def read_csv(path: Path, index: dict[str, int]) -> Listing:
                         f"{path}, line 1: there must be one column named {wanted}, the columns are {','.join(header)}"
                     )
             path_column, label_column = header.index("path"), header.index("labels")
+            if header.count("caption") > 1:
+                raise DataError(f"{path}, line 1: two columns are named caption; rename all but one")
+            caption_column = header.index("caption") if "caption" in header else None
             for cells in reader:
                 if not cells:
                     continue  # a blank line
@@ -84,6 +87,8 @@ def read_csv(path: Path, index: dict[str, int]) -> Listing:
                     )
                 labels = _labels(cells[label_column], index, listing, reader.line_num)
                 listing.add(cells[path_column].strip(), labels, reader.line_num)
+                if caption_column is not None:
+                    listing.captions.append(_caption(cells[caption_column], listing, reader.line_num))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from None
     except csv.Error as error:
@@ -91,6 +96,13 @@ def read_csv(path: Path, index: dict[str, int]) -> Listing:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     return listing
+
+
+def _caption(cell: str, listing: Listing, line: int) -> str:
+    caption = " ".join(cell.split())  # a quoted cell may run over lines
+    if not caption:
+        raise DataError(f"{listing.where(line)}: the caption is empty; write one for each image, or rename the column")
+    return caption
 
 
 def _labels(cell: str, index: dict[str, int], listing: Listing, line: int) -> list[int]:

@@ -28,7 +28,8 @@ class Split:
     drawn image) without reading them: it keys the decoded store.  ``boxes(i)``, where a source knows them, returns
     (n, 5) float32 rows of class index, x, y, width, height in pixels of the image as read; ``masks(i)`` the matching
     (n, H, W) bool array, or None for an image whose masks are not known.  ``size(i)``, where a source can tell without
-    decoding the image, is its (width, height) as read.
+    decoding the image, is its (width, height) as read.  ``captions(i)``, where a source knows them, is one line of
+    words about image ``i``, never empty; it may leave things out, and name what is no class.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +39,7 @@ class Split:
     boxes: Callable[[int], np.ndarray] | None = None
     masks: Callable[[int], np.ndarray | None] | None = None
     size: Callable[[int], tuple[int, int]] | None = None
+    captions: Callable[[int], str] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -78,6 +80,7 @@ class Split:
             boxes=pick(self.boxes),
             masks=pick(self.masks),
             size=pick(self.size),
+            captions=pick(self.captions),
         )
 
 

@@ -109,7 +109,10 @@ def images_of(targets: np.ndarray, columns: np.ndarray, *, mixed: bool) -> np.nd
 
 
 def restrict(split: Split, images: np.ndarray, columns: np.ndarray) -> Split:
-    """Return the images at ``images`` with the classes at ``columns`` alone: targets, boxes and masks."""
+    """Return the images at ``images`` with the classes at ``columns`` alone: targets, boxes and masks.
+
+    Captions stay as they are: of a mixed image they may name classes of the other side.
+    """
     part = split.subset(images)
     position = {int(column): i for i, column in enumerate(columns)}
     boxes = masks = None
@@ -137,6 +140,7 @@ def restrict(split: Split, images: np.ndarray, columns: np.ndarray) -> Split:
         boxes=boxes,
         masks=masks,
         size=part.size,
+        captions=part.captions,
     )
 
 

@@ -33,6 +33,7 @@ class Listing:
     lines: list[int] = field(
         default_factory=list
     )  # line of each image in the file, from 1; empty where lines say nothing
+    captions: list[str] = field(default_factory=list)  # of each image; empty where none are known
     _seen: dict[str, int] = field(default_factory=dict)
 
     def add(self, path: str, labels: Sequence[int], line: int | None = None) -> None:
@@ -88,7 +89,9 @@ class Listing:
                 f"{where}: {self.ids[first]} is not a file in {folder} ({len(missing)} of {len(self.ids)} images are "
                 "missing); give the folder of the images as root=, or require_images=False to work with labels only"
             )
-        ids = tuple(self.ids)
+        ids, captions = tuple(self.ids), tuple(self.captions)
+        if captions and len(captions) != len(ids):
+            raise DataError(f"{self.source}: {len(captions)} captions for {len(ids)} images; give one for each")
         return Split(
             ids=ids,
             targets=targets,
@@ -97,6 +100,7 @@ class Listing:
             boxes=boxes,
             masks=masks,
             size=lambda i: image_size(os.path.join(folder, ids[i])),
+            captions=(lambda i: captions[i]) if captions else None,
         )
 
 

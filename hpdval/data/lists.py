@@ -1,10 +1,11 @@
-"""The published long-tail lists: lines of ``path index index ...`` and a class file of ``name index`` lines."""
+"""The published long-tail lists: lines of ``path index index ...``, a class file of ``name index`` lines, captions."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from hpdval.data.captions import read_captions
 from hpdval.data.dataset import Dataset
 from hpdval.data.listing import Classes, Listing, assemble, check_classes, companion, read_classes, read_lines
 from hpdval.errors import DataError
@@ -16,6 +17,7 @@ def load_lists(
     *,
     test: str | os.PathLike[str] | None = None,
     classes: Classes | None = None,
+    captions: str | os.PathLike[str] | None = None,
     require_images: bool = True,
 ) -> Dataset:
     """Return the images of published list files, such as ``voc_lt_train.txt`` and ``voc_lt_test.txt``.
@@ -26,6 +28,8 @@ def load_lists(
         test: the test list; looked for beside ``source`` too.
         classes: class names in order, or a file of names or of ``name index`` lines; default: ``PREFIX_labels.txt``
             beside ``source``, where PREFIX is what the list's name has before its first underscore.
+        captions: a file of ``path text`` lines, one for each training image, such as ``voc_lt_captions.txt``; looked
+            for beside ``source`` too.  Test images have none.
         require_images: False allows images that are not there, to work with labels only.
 
     Raises:
@@ -42,6 +46,8 @@ def load_lists(
     folder = root or source.parent
     test_path = companion("test", test, source) if test else None
     train_list = read_list(source, len(names))
+    if captions is not None:
+        train_list.captions = read_captions(companion("captions", captions, source), train_list)
     test_list = read_list(test_path, len(names)) if test_path else None
     return assemble(
         source.stem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from random import Random
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from hpdval.data.scenes.profile import (
     evaluation_counts,
     label_matrix,
 )
-from hpdval.data.scenes.world import VERSION, Scene, draw_scene
+from hpdval.data.scenes.world import VERSION, Scene, caption, draw_scene
 from hpdval.errors import ConfigError
 
 __all__ = ["CLASSES", "load_fewshot_scenes", "load_scenes"]
@@ -31,6 +32,9 @@ def load_scenes(*, train: int = TRAIN_IMAGES, test: int = TEST_IMAGES, seed: int
         test: test images, 20 to 2,000, likewise; all 2,000 hold at least 97 positives of each class.
         seed: another seed gives other label sets and other pictures with the same counts.
         size: S, pixels of a side, 32 to 512.
+
+    Every image has a caption, the generator's own: one of its sentences with all labelled things, each once, in any
+    order, and never a thing without a label.  It depends on the picture's name alone, like the picture.
 
     Returns:
         Dataset "scenes-lt"; ``class_counts`` are those of the full list whatever ``train`` is.
@@ -53,7 +57,7 @@ def load_fewshot_scenes(
     """Return scenes-fewshot: the world of scenes-lt, other pictures, and each of the 20 classes equally often.
 
     The whole lists hold 200 training and 250 test positives of each.  `hpdval.data.fewshot.PROTOCOLS` says which six
-    classes are novel.
+    classes are novel.  Captions are as in :func:`load_scenes`.
 
     Args:
         train: training images, 20 to 1,600: the first of one fixed list, which start with every class once.
@@ -97,9 +101,12 @@ def _world(name: str, prefix: str, parts: dict[str, tuple[int, int, np.ndarray]]
 def _split(targets: np.ndarray, name: str, seed: int, size: int) -> Split:
     keys = tuple(f"{VERSION}:{seed}:{name}:{i}" for i in range(len(targets)))
 
+    def shown(index: int) -> list[str]:
+        return [CLASSES[c] for c in np.flatnonzero(targets[index])]
+
     @lru_cache(maxsize=16)  # whoever wants an image and its boxes has it drawn once
     def scene(index: int) -> Scene:
-        return draw_scene([CLASSES[c] for c in np.flatnonzero(targets[index])], keys[index], size=size)
+        return draw_scene(shown(index), keys[index], size=size)
 
     def boxes(index: int) -> np.ndarray:
         drawn = scene(index)
@@ -113,4 +120,5 @@ def _split(targets: np.ndarray, name: str, seed: int, size: int) -> Split:
         boxes=boxes,
         masks=lambda i: scene(i).masks.copy(),
         size=lambda i: (size, size),
+        captions=lambda i: caption(shown(i), Random(f"{keys[i]}:caption")),  # a stream of its own: no pixel moves
     )
