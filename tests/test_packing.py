@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import torch
 
-from hpdval.models.packing import Packed, pack, row_length
+from hpdval.models.packing import Packed, one_a_row, pack, row_length
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -65,3 +65,16 @@ def test_rows_are_of_about_the_best_length_and_nearly_full(count: int) -> None:
     packed = pack(random_prompts(count, shared=5, longest=6), 512)
     assert packed.ids.shape[1] < row_length(5, 512) + 12
     assert (packed.ids == 0).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 0), (2, 0, 4), (50, 5, 12)])
+def test_one_a_row_keeps_every_prompt_in_its_own_and_no_column_that_none_needs(shape: tuple[int, int, int]) -> None:
+    prompts = random_prompts(*shape)
+    packed = one_a_row(prompts)
+    assert packed.ids.shape == packed.positions.shape == (len(prompts), max(map(len, prompts)))
+    assert packed.ends[0].tolist() == list(range(len(prompts)))
+    for i, prompt in enumerate(prompts):
+        seen = packed.visible[packed.ends[1, i]].nonzero()[:, 0]
+        assert packed.ids[i, seen].tolist() == list(prompt)
+        assert packed.positions[i, seen].tolist() == list(range(len(prompt)))
+    assert torch.equal(packed.visible.sum(dim=-1), torch.arange(1, packed.ids.shape[1] + 1))

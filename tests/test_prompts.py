@@ -21,6 +21,7 @@ from hpdval.models import (
     hand_crafted,
     load_clip,
 )
+from hpdval.models.prompts import TEMPLATE_SETS, ensemble, pooling_weights
 
 CLASSES = ["dog", "traffic_light", "tv_monitor"]
 CONFIG = {
@@ -107,7 +108,7 @@ def test_contexts_that_cannot_be_made_are_errors(clip: Clip, tokens: int, init: 
         context_init(clip, tokens, init)
 
 
-@pytest.mark.parametrize("shape", [(24,), (0, 24), (4, 23), (0, 4, 24), (1, 3, 4, 24)])
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (4, 23), (0, 4, 24), (1, 4, 4, 24), (1, 3, 0, 24), (1, 1, 3, 4, 24)])
 def test_contexts_of_another_shape_are_errors(clip: Clip, shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"context must be \(M, 24\) or \(S, M, 24\)"):
         clip.encode_prompts(torch.zeros(shape), CLASSES)
@@ -153,6 +154,102 @@ def test_a_set_that_is_not_learned_stays_hand_crafted(clip: Clip, learned: str) 
     assert (text_local is fixed) is (learned == "global")
     with pytest.raises(ConfigError, match="choose from global, local"):
         HierarchicalPrompts(clip, CLASSES, learned=["both"])
+
+
+def adapting(clip: Clip, counts: list[int], shrinkage: float, **options: Any) -> HierarchicalPrompts:
+    options = {"tokens": 2, "seed": 5, "class_counts": torch.tensor(counts), "shrinkage": shrinkage, **options}
+    return HierarchicalPrompts(clip, CLASSES, **options)
+
+
+def test_pooling_weights_are_the_share_of_a_class_in_its_own_context() -> None:
+    weights = pooling_weights(torch.tensor([0, 1, 6, 300]), 6.0)
+    assert weights.tolist() == pytest.approx([0, 1 / 7, 1 / 2, 300 / 306])
+    assert pooling_weights(torch.tensor([0, 1, 300]), 0.0).tolist() == [0, 1, 1]
+    assert pooling_weights(torch.tensor([0, 1, 300]), float("inf")).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("shrinkage", [-1.0, float("nan")])
+def test_a_shrinkage_that_counts_nothing_is_an_error(clip: Clip, shrinkage: float) -> None:
+    with pytest.raises(ConfigError, match=r"shrinkage is .* at least 0"):
+        adapting(clip, [3, 0, 1], shrinkage)
+
+
+@pytest.mark.parametrize("counts", [None, torch.tensor([1, 2]), torch.ones(3, 1), torch.tensor(3)])
+def test_counts_that_are_not_those_of_the_classes_are_errors(clip: Clip, counts: torch.Tensor | None) -> None:
+    with pytest.raises(ConfigError, match=r"class_counts must be \(3,\)"):
+        HierarchicalPrompts(clip, CLASSES, class_counts=counts, shrinkage=1.0)
+    with pytest.raises(ConfigError, match="at least 0"):
+        adapting(clip, [3, -1, 1], 1.0)
+
+
+def test_prompts_that_adapt_start_from_the_shared_ones(clip: Clip) -> None:
+    fixed = hand_crafted(clip, CLASSES)
+    shared = HierarchicalPrompts(clip, CLASSES, tokens=2, seed=5, class_counts=torch.tensor([3, 0, 1]))
+    assert list(shared.state_dict()) == ["contexts.global", "contexts.local"]  # without a shrinkage, counts are nothing
+    prompts = adapting(clip, [3, 0, 1], 1.0)
+    assert prompts.residuals["global"].shape == (3, 2, 24)
+    for ours, expected in zip(prompts(clip, fixed), shared(clip, fixed), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    assert set(prompts.moved().values()) == {0.0}
+
+
+@pytest.mark.parametrize("learned", [["global", "local"], ["local"]])
+def test_residuals_enter_by_the_counts_of_their_classes(clip: Clip, learned: list[str]) -> None:
+    fixed, counts, m = hand_crafted(clip, CLASSES), [3, 0, 1], 2.0
+    prompts = adapting(clip, counts, m, learned=learned)
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for residual in prompts.residuals.values():
+            residual += torch.randn(residual.shape, generator=generator)
+    texts = dict(zip(("global", "local"), prompts(clip, fixed), strict=True))
+    assert (texts["global"] is fixed) is ("global" not in learned)
+    squares = []
+    for name in learned:
+        for i, n in enumerate(counts):
+            change = n / (n + m) * prompts.residuals[name][i].detach()
+            alone = clip.encode_prompts(prompts.contexts[name] + change, [CLASSES[i]])[0]
+            torch.testing.assert_close(texts[name][i], alone, rtol=0, atol=1e-12)
+            squares += [float(x) ** 2 for x in change.flatten()] if name == "local" else []
+    assert prompts.moved()["local residual"] == pytest.approx((sum(squares) / len(squares)) ** 0.5)
+    assert prompts.moved()["local"] == 0
+    assert list(prompts.named_contexts()) == [*learned, *(f"{name} residual" for name in learned)]
+
+    gradient = torch.autograd.grad(texts["local"].sum(), prompts.residuals["local"])[0]
+    assert float(gradient[0].abs().max()) > 0
+    assert float(gradient[1].abs().max()) == 0  # no positives: nothing of its own to learn from
+
+
+def test_ensembles_are_means_of_directions(clip: Clip) -> None:
+    templates = ["a photo of a {}.", "{} in a video game.", "art of the {}."]
+    expected = []
+    for name in ("dog", "traffic light", "tv monitor"):
+        total = np.zeros(16)
+        for template in templates:
+            feature = clip.encode_text([template.format(name)])[0].detach().numpy()
+            total += feature / np.sqrt((feature**2).sum())
+        expected.append(total / np.sqrt((total**2).sum()))
+    features = ensemble(clip, CLASSES, templates)
+    np.testing.assert_allclose(features.numpy(), np.stack(expected), rtol=0, atol=1e-12)
+    assert not features.requires_grad
+    for wrong in ([], "a photo of a {}."):
+        with pytest.raises(ConfigError, match="give a non-empty list, or one of single, simple, imagenet"):
+            ensemble(clip, CLASSES, wrong)
+    with pytest.raises(ConfigError, match=r"needs one \{\} where"):
+        ensemble(clip, CLASSES, ["a photo."])
+
+
+def test_template_sets_are_those_of_clip(clip: Clip) -> None:
+    assert {name: len(templates) for name, templates in TEMPLATE_SETS.items()} == {
+        "single": 1,
+        "simple": 7,
+        "imagenet": 80,
+    }
+    assert "itap of a {}." in TEMPLATE_SETS["simple"]
+    assert TEMPLATE_SETS["imagenet"][0] == "a bad photo of a {}."
+    for templates in TEMPLATE_SETS.values():
+        assert len({class_prompts(["dog"], template)[0] for template in templates}) == len(templates)
+    single = ensemble(clip, CLASSES, TEMPLATE_SETS["single"])
+    torch.testing.assert_close(single, torch.nn.functional.normalize(hand_crafted(clip, CLASSES), dim=-1))
 
 
 @pytest.mark.shared

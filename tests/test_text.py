@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpdval.data.scenes import CLASSES as SCENES
+from hpdval.errors import ConfigError
 from hpdval.models import Clip, load_clip
 from hpdval.models.text import prompt_slots, text_features
 
@@ -221,3 +222,72 @@ def test_less_is_kept_for_the_gradient_than_by_a_tower_cut_to_the_longest_prompt
         return sum(alive.values())
 
     assert kept(build(), plain=False) < kept(build({"context_length": 12}), plain=True)
+
+
+def assert_each_class_has_its_own(clip: Clip, tokens: int, names: Sequence[str], tolerance: float = 1e-5) -> None:
+    """Contexts (S, C, M, W) give what each class gives alone with its context: values and all gradients."""
+    generator = torch.Generator().manual_seed(4)
+    contexts = torch.randn(2, len(names), tokens, clip.text_width, generator=generator)
+    contexts = contexts.to(clip.token_embedding.weight.dtype).requires_grad_()
+
+    def one_by_one() -> Tensor:
+        sets = [[plainly(clip, c[None], [name])[0, 0] for c, name in zip(s, names, strict=True)] for s in contexts]
+        return torch.stack([torch.stack(features) for features in sets])
+
+    results = []
+    for features in (clip.encode_prompts(contexts, names), one_by_one()):
+        cotangent = torch.randn(features.shape, generator=torch.Generator().manual_seed(2)).to(features)
+        gradients = torch.autograd.grad((cotangent * features).sum(), [contexts, *clip.text_parameters])
+        results.append([features.detach(), *gradients])
+    sizes = [float(expected.abs().max()) for expected in results[1]]
+    for ours, expected, size in zip(*results, sizes, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * max(size, 0.01 * max(sizes)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_context_of_each_class(build: Callable[..., Clip], family: str) -> None:
+    clip = build(**FAMILIES[family])
+    assert clip.text_path == "shared prefix"
+    assert_each_class_has_its_own(clip, 4, NAMES)
+    assert_each_class_has_its_own(clip.double(), 1, NAMES, 1e-12)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_a_context_of_each_class_the_plain_way(build: Callable[..., Clip], family: str) -> None:
+    clip = build(**PLAIN[family]).double()
+    assert clip.text_path == "plain"
+    contexts = torch.randn(2, len(NAMES), 4, clip.text_width, dtype=torch.double).requires_grad_()
+    features = clip.encode_prompts(contexts, NAMES)
+    alone = [clip.encode_prompts(contexts[:, i], [name])[:, 0] for i, name in enumerate(NAMES)]
+    expected = torch.stack(alone, dim=1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
+    cotangent = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((cotangent * y).sum(), contexts)[0] for y in (features, expected)]
+    assert float(gradients[1].abs().max()) > 1e-6
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_equal_contexts_of_the_classes_are_a_shared_one(build: Callable[..., Clip]) -> None:
+    clip = build().double()
+    shared = contexts_for(clip, 4)
+    each = shared[:, None].expand(-1, len(NAMES), -1, -1)
+    ours, expected = clip.encode_prompts(each, NAMES), clip.encode_prompts(shared, NAMES)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_rows_of_classes_with_contexts_end_with_the_longest_prompt(build: Callable[..., Clip]) -> None:
+    clip = build()
+    lengths: list[tuple[int, ...]] = []
+    contexts = torch.zeros(1, 2, 3, clip.text_width)
+    with clip.token_embedding.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape)):
+        clip.encode_prompts(contexts, ["dog", "dog house"])
+    assert lengths == [(2, 8, clip.text_width)]  # [SOS] X X X dog house . [EOT]
+    with torch.inference_mode():
+        clip.encode_prompts(contexts, ["cat", "cat house"])
+    assert clip.encode_prompts(contexts.requires_grad_(), ["cat", "cat house"]).requires_grad
+
+
+def test_a_context_for_each_of_other_classes_is_an_error(build: Callable[..., Clip]) -> None:
+    clip = build()
+    with pytest.raises(ConfigError, match=r"or \(S, 6, M, 24\) with one for each class, .*got \(1, 5, 3, 24\)"):
+        clip.encode_prompts(torch.zeros(1, 5, 3, 24), NAMES)

@@ -3,7 +3,7 @@
 In a causal text tower the hidden state of a token depends on nothing that follows, so prompts are a tree: its trunk
 is [SOS] v_1 .. v_M, its branches are class names.  A row holds the nodes of such a tree one after the other, and a
 mask lets a token see itself and the earlier tokens of its own prompt: keys and values of the trunk serve all
-branches.
+branches.  Prompts whose contexts differ have no trunk: each is a row of its own, cut after the last [EOT] of all.
 
 Letters: C prompts, R rows, T tokens of a row, W text transformer width.
 """
@@ -24,11 +24,12 @@ Ids = tuple[int, ...]  # the tokens of a prompt from [SOS] to [EOT], without pad
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """C prompts in R rows of T tokens, each of which begins with the tokens that all prompts share.
+    """C prompts in R rows of T tokens: as trees that begin with the tokens that all prompts share, or one in each row.
 
     Attributes:
         ids, positions: (R, T) int64, tokens and their places in their own prompts; a short row ends in zeros.
-        visible: (R, T, T) bool, whether the token of the second index sees that of the third.
+        visible: (R, T, T) bool, whether the token of the second index sees that of the third; (T, T) where rows are
+            alike.
         ends: (2, C) int64, row and column of each prompt's last token.
     """
 
@@ -61,6 +62,23 @@ def pack(prompts: tuple[Ids, ...], width: int, device: torch.device | str = "cpu
         seen = [(node, other) for node, path in enumerate(paths) for other in path]
         visible[row][tuple(torch.tensor(seen).T)] = True
         ends[:, group] = torch.stack([torch.full((len(last),), row), torch.tensor(last)])
+    return Packed(*(tensor.to(device) for tensor in (ids, positions, visible, ends)))
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def one_a_row(prompts: tuple[Ids, ...], device: torch.device | str = "cpu") -> Packed:
+    """Return every prompt in a row of its own, R = C, as long as the longest of them.
+
+    >>> packed = one_a_row(((6, 1, 2, 7), (6, 1, 7)))
+    >>> packed.ids.tolist(), packed.ends.tolist()
+    ([[6, 1, 2, 7], [6, 1, 7, 0]], [[0, 1], [3, 2]])
+    """
+    length = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts])
+    positions = torch.arange(length).repeat(len(prompts), 1)
+    visible = torch.ones(length, length, dtype=torch.bool).tril()  # what fills a row comes last: no prompt sees it
+    ends = torch.tensor([range(len(prompts)), [len(prompt) - 1 for prompt in prompts]])
     return Packed(*(tensor.to(device) for tensor in (ids, positions, visible, ends)))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpdval.errors import ConfigError, ModelError
-from hpdval.models.packing import pack
+from hpdval.models.packing import one_a_row, pack
 
 Tokenizer = Callable[..., Tensor]  # (list of str, context_length=...) -> (C, L) int64
 PLACEHOLDER = "X"
@@ -95,7 +95,7 @@ def text_features(
         model: an open_clip model.
         ids: from :func:`tokenise`; with a context, all alike up to ``start + M``.
         context: (M, W), takes the place of the token embeddings at ``start`` .. ``start + M``, before positional
-            embeddings are added; or S contexts (S, M, W), for features (S, C, D).
+            embeddings are added; or S contexts (S, M, W), or S for each prompt (S, C, M, W), for features (S, C, D).
         start: where the context begins.
         plain: encode every prompt by itself and at full length even where :func:`text_path` knows better; for tests and
             benchmarks to compare with.
@@ -111,7 +111,7 @@ def text_features(
 
 
 def _plain(model: Any, ids: Tensor, context: Tensor | None = None, start: int = 1) -> Tensor:
-    """Return open_clip's own features (C, D) of token ids (C, L), with a context (M, W) put into the embeddings."""
+    """Return open_clip's own features (C, D) of token ids (C, L), with a context (M, W) or (C, M, W) put in."""
     embedding = _part(model).token_embedding
 
     def insert(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:  # (C, L, W)
@@ -123,12 +123,17 @@ def _plain(model: Any, ids: Tensor, context: Tensor | None = None, start: int = 
 
 
 def _shared_prefix(model: nn.Module, ids: Tensor, contexts: Tensor | None, start: int) -> Tensor:
-    """Return the same features (S, C, D) from rows in which the tokens that prompts share stand once."""
+    """Return the same features (S, C, D) from rows in which the tokens that prompts share stand once.
+
+    Prompts with contexts of their own (S, C, M, W) share none: each has a row, which ends where the longest does.
+    """
     part = _part(model)
     pool, eos = _pooling(part)
     ends = (ids if pool == "argmax" else (ids == eos).int()).argmax(dim=-1).tolist()
     prompts = tuple(tuple(row[: end + 1]) for row, end in zip(ids.tolist(), ends, strict=True))
-    packed = pack(prompts, part.token_embedding.embedding_dim, part.token_embedding.weight.device)
+    width, device = part.token_embedding.embedding_dim, part.token_embedding.weight.device
+    own = contexts is not None and contexts.ndim == 4
+    packed = one_a_row(prompts, device) if own else pack(prompts, width, device)
     dtype = part.transformer.get_cast_dtype()
 
     x = part.token_embedding(packed.ids).to(dtype)  # (R, T, W)
@@ -137,7 +142,8 @@ def _shared_prefix(model: nn.Module, ids: Tensor, contexts: Tensor | None, start
     sets = len(x) // len(packed.ids)
     x = x + F.embedding(packed.positions, part.positional_embedding.to(dtype)).repeat(sets, 1, 1)
     mask = torch.zeros_like(packed.visible, dtype=dtype).masked_fill_(~packed.visible, float("-inf"))
-    mask = mask.repeat_interleave(part.transformer.resblocks[0].attn.num_heads, dim=0).repeat(sets, 1, 1)
+    if mask.ndim == 3:
+        mask = mask.repeat_interleave(part.transformer.resblocks[0].attn.num_heads, dim=0).repeat(sets, 1, 1)
     x = part.transformer(x, attn_mask=mask)
 
     row, column = packed.ends
@@ -160,7 +166,7 @@ def _pooling(part: Any) -> tuple[Any, Any]:
 
 
 def _insert(embedded: Tensor, contexts: Tensor, start: int) -> Tensor:
-    """Return embeddings (N, L, W) once with each of the contexts (S, M, W) in its place: (S * N, L, W)."""
-    before, after = embedded[:, :start], embedded[:, start + contexts.shape[1] :]
+    """Return embeddings (N, L, W) with each of the contexts (S, M, W) or (S, N, M, W) in its place: (S * N, L, W)."""
+    before, after = embedded[:, :start], embedded[:, start + contexts.shape[-2] :]
     middles = [context.to(embedded).expand(len(embedded), -1, -1) for context in contexts]
     return torch.cat([torch.cat([before, middle, after], dim=1) for middle in middles])
