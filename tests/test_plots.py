@@ -15,7 +15,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from hpdval import plots, tables
-from hpdval.metrics import bootstrap, co_occurrence_leakage, evaluate, group_reliability, platt
+from hpdval.errors import ConfigError, DataError
+from hpdval.metrics import Interval, bootstrap, co_occurrence_leakage, evaluate, group_reliability, platt
 from hpdval.plots.style import plain
 
 NASTY = ["<b>bold</b>", "cash_$$", "$\\frac$", "traffic_light", "a name that is far too long to stand anywhere"]
@@ -78,6 +79,13 @@ FIGURES: dict[str, Callable[[World], plots.Chart]] = {
     "object_sizes": lambda w: plots.object_sizes_by_class(w.classes, w.counts, w.sizes),
     "example_images": lambda w: plots.example_images(w.images, w.targets[:5], w.classes, boxes=w.boxes, title="x"),
     "ranking_examples": lambda w: plots.ranking_examples(w.images, w.after[:5], w.targets[:5], w.classes),
+    "top_predictions": lambda w: plots.top_predictions(
+        w.images, {"$\\frac$": w.before[:5], "b": w.after[:5]}, w.targets[:5], w.classes, class_counts=w.counts
+    ),
+    "map_against_cost": lambda w: plots.map_against_cost(
+        {"$\\frac$_x": 0.0, "b": 30.0, "cash_$$": 31.0},
+        dict.fromkeys(("$\\frac$_x", "b", "cash_$$"), intervals(w)["a"]),
+    ),
     "ap_against_frequency": lambda w: plots.ap_against_frequency(
         w.counts, {n: e.per_class for n, e in w.ap.items()}, w.classes, chance=w.ap["a"].chance
     ),
@@ -113,7 +121,7 @@ def test_every_figure_draws_for_few_and_many_classes(name: str, n_classes: int) 
     figure = FIGURES[name](World(n_classes))
     assert figure._repr_png_().startswith(b"\x89PNG")  # drawn: a bad formula between dollar signs would raise here
     titles = [axes.get_title(loc=place) for axes in figure.axes for place in ("left", "center")]
-    assert any(titles) or figure.get_suptitle() or name in ("example_images", "ranking_examples")
+    assert any(titles) or figure.get_suptitle() or name in ("example_images", "ranking_examples", "top_predictions")
 
 
 def test_curves_show_every_loss_and_what_was_watched() -> None:
@@ -175,6 +183,112 @@ def test_rankings_are_told_apart_without_colour() -> None:
     words = [text.get_text() for text in axes.texts]
     assert words == ["✓ a", "✗ b", "+ 1 true further down"]
     assert [bool(bar.get_hatch()) for bar in axes.patches] == [False, True]
+
+
+def words_of(figure: plots.Chart) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_top_predictions_show_ranks_ticks_and_what_was_missed() -> None:
+    images = [np.zeros((8, 12, 3), np.uint8), np.full((12, 8, 3), 255, np.uint8)]
+    classes, counts = ["rare", "some", "common", "also"], [3, 50, 300, 200]
+    targets = np.array([[1, 0, 1, 0], [0, 1, 0, 0]], np.uint8)
+    one = np.array([[0.9, 0.1, 0.2, 0.8], [0.1, 0.9, 0.2, 0.3]])
+    given = {"one": one, "thousands": 1000 * one - 500, "reversed": -one}
+    figure = plots.top_predictions(images, given, targets, classes, k=2, class_counts=counts)
+    words = words_of(figure)
+    assert words[:3] == ["in the image", "rare", "common"], "labels begin with the rarest"
+    cells = words[3 : words.index("in the image", 1)]
+    assert cells[:6] == ["one", "1 ✓", "rare", "2 ✗", "also", "true at 3"]
+    assert cells[6:12] == ["thousands", *cells[1:6]], "another scale, the same ranks"
+    assert cells[12:] == ["reversed", "1 ✗", "some", "2 ✓", "common", "true at 4"]
+    grounds = [bool(patch.get_hatch()) for patch in figure.axes[0].patches]
+    assert grounds == [False, True, False, True, True, False, False, True, False, True, True, True]
+    bold = {text.get_text() for text in figure.axes[0].texts[:-2] if text.get_fontweight() == "bold"}
+    assert bold == {"rare"}, "tail classes are told apart without colour"
+    shapes = {len(points.get_paths()[0].vertices) for points in figure.axes[0].collections}
+    assert len(shapes) == 3, "each group has a mark of its own"
+    assert "only ranks are shown" in words[-1]
+    plain_one = plots.top_predictions(images, {"one": one}, targets, classes, k=9)
+    assert not plain_one.axes[0].collections, "groups are not known without counts"
+    assert "4 ✗" in words_of(plain_one)
+
+
+def test_many_methods_stand_in_rows_and_many_labels_are_cut() -> None:
+    world = World(80)
+    targets, scores = np.ones((1, 80), np.uint8), world.after[:1]
+    given = {f"method {m}": scores for m in range(20)}
+    figure = plots.top_predictions(world.images[:1], given, targets, world.classes, class_counts=world.counts)
+    assert figure.get_figwidth() <= 7.16
+    assert [f"method {m}" in words_of(figure) for m in range(20)] == [True] * 20
+    (more,) = (text for text in words_of(figure) if text.startswith("and "))
+    assert int(more.split()[1]) + words_of(figure).index(more) - 1 == 80, "heading, labels, and how many are left"
+    assert words_of(figure).count("true at 4, 5, 6, …") == 20
+
+
+def test_top_predictions_refuse_scores_of_other_images() -> None:
+    world = World(5)
+    with pytest.raises(DataError, match=r"mine is \(120, 5\); give \(2, 5\)"):
+        plots.top_predictions(world.images[:2], {"mine": world.after}, world.targets[:2], world.classes)
+    with pytest.raises(ConfigError, match="k is 0"):
+        plots.top_predictions(world.images, {"a": world.after[:5]}, world.targets[:5], world.classes, k=0)
+    with pytest.raises(ConfigError, match="0 methods"):
+        plots.top_predictions(world.images, {}, world.targets[:5], world.classes)
+
+
+def test_images_are_drawn_by_seed_among_those_with_a_tail_class() -> None:
+    targets = (np.random.default_rng(0).random((200, 4)) < [0.9, 0.5, 0.1, 0.05]).astype(np.uint8)
+    counts = [400, 50, 10, 3]
+    with_tail = set(np.flatnonzero(targets[:, 2:].any(axis=1)).tolist())
+    drawn = [plots.tail_images(targets, counts, count=6, seed=seed) for seed in range(20)]
+    assert all(set(one.tolist()) <= with_tail and len(set(one.tolist())) == 6 for one in drawn)
+    assert set(np.concatenate(drawn).tolist()) > set(drawn[0].tolist()), "another seed draws others"
+    assert np.array_equal(drawn[0], plots.tail_images(targets, counts, count=6))
+    whole = plots.tail_images(targets, counts, count=len(with_tail) + 2)
+    rest = set(whole.tolist()) - with_tail
+    assert with_tail < set(whole.tolist())
+    assert all(targets[i, 1] for i in rest), "too few: a medium class is next"
+    assert len(plots.tail_images(targets, counts, count=999)) == 200
+    with pytest.raises(ConfigError, match="count is 0"):
+        plots.tail_images(targets, counts, count=0)
+
+
+def test_map_against_cost_puts_each_method_at_its_price_and_nothing_left_of_all() -> None:
+    found = intervals(World(5))["a"]
+    costs = {"free": 0.0, "cheap": 10.0, "dear": 1000.0, "unknown": float("nan")}
+    total, tail = plots.map_against_cost(costs, dict.fromkeys(costs, found), unit="parameters").axes
+    points = np.asarray(total.collections[-1].get_offsets())
+    assert points[1:, 0].tolist() == [1.0, 3.0], "decimal logarithms"
+    assert points[0, 0] < 1
+    assert set(points[:, 1]) == {found["total"].estimate}
+    assert set(np.asarray(tail.collections[-1].get_offsets())[:, 1]) == {found["tail"].estimate}
+    assert [text.get_text() for text in total.texts] == ["free", "cheap", "dear"], "what is not known is left out"
+    ticks = dict(zip((text.get_text() for text in tail.get_xticklabels()), tail.get_xticks(), strict=True))
+    assert ticks["nothing\ntrained"] == points[0, 0]
+    assert (ticks["10"], ticks["1 k"]) == (1.0, 3.0)
+    with pytest.raises(ConfigError, match="choose from seconds, parameters"):
+        plots.map_against_cost(costs, {}, unit="euros")
+    with pytest.raises(ConfigError, match="no cost is known"):
+        plots.map_against_cost({"a": float("nan")}, {})
+
+
+def test_names_of_many_methods_cover_neither_marks_nor_each_other() -> None:
+    rng, found = np.random.default_rng(1), intervals(World(5))["a"]
+    level = rng.normal(50, 0.6, 20)
+    near = {n: Interval(estimate=v, low=v - 1, high=v + 1, level=0.95, per_seed=()) for n, v in enumerate(level)}
+    given = {f"full fine-tuning with the loss number {n}": {**found, "total": near[n], "tail": near[n]} for n in near}
+    costs = {label: 400 + 3 * n for n, label in enumerate(given)}
+    figure = plots.map_against_cost(costs, given)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent().shrunk(0.98, 0.8) for text in axes.texts]
+        marks = axes.transData.transform(np.asarray(axes.collections[-1].get_offsets()))
+        assert len(boxes) == 20
+        panel = axes.get_window_extent().padded(3)
+        for i, box in enumerate(boxes):
+            assert not box.count_overlaps(boxes[:i])
+            assert not box.count_contains(marks)
+            assert panel.count_contains([(box.x0, box.y0), (box.x1, box.y1)]) == 2
 
 
 def test_sensitivity_draws_means_and_bands_in_order_of_the_setting() -> None:

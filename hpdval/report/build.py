@@ -13,6 +13,7 @@ from hpdval.errors import ConfigError
 from hpdval.plots import figure_bytes
 from hpdval.provenance import code_state
 from hpdval.report.analyse import Analysis, Statistics, analyse, workers
+from hpdval.report.cost import cost_pictures, cost_tables
 from hpdval.report.document import Document, Section, Table
 from hpdval.report.draw import comparison_pictures
 from hpdval.report.folder import earlier_files, write_folder
@@ -87,8 +88,8 @@ def _document(gathered: Gathered, analyses: Sequence[Analysis], title: str, **co
             name=one.comparison.name,
             title=one.comparison.title,
             claim=one.comparison.claim,
-            tables=comparison_tables(one, **counts),
-            pictures=comparison_pictures(one),
+            tables=(*comparison_tables(one, **counts), *cost_tables(one)),
+            pictures=(*comparison_pictures(one), *cost_pictures(one)),
             notes=one.notes,
         )
         for one in analyses

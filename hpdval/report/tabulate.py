@@ -42,7 +42,8 @@ def _marked(analysis: Analysis) -> bool:
     return any(one.selected_on_test for one in analysis.cells)
 
 
-def _setting(analysis: Analysis, one: Measured) -> str:
+def setting_name(analysis: Analysis, one: Measured) -> str:
+    """Return how a setting is called in a table, the reference as such."""
     return f"{one.label} (reference)" if one is analysis.reference and len(analysis.cells) > 1 else one.label
 
 
@@ -56,7 +57,7 @@ def _scores(analysis: Analysis, resamples: int) -> Table:
     if analysis.comparison.axis:
         frame.insert(1, "value", [math.nan, *(_number(one.cell.value) for one in analysis.cells)])
     frame["selected on test"] = [False, *(one.selected_on_test for one in analysis.cells)]
-    shown = pd.DataFrame({"setting": ["chance", *(_setting(analysis, one) for one in analysis.cells)]})
+    shown = pd.DataFrame({"setting": ["chance", *(setting_name(analysis, one) for one in analysis.cells)]})
     for name in COLUMNS:
         columns = (frame[column] for column in (name, f"{name} sd", f"{name} low", f"{name} high") if column in frame)
         shown[name] = [_score(*row) for row in zip(*columns, strict=True)]
@@ -86,7 +87,7 @@ def _score(mean: float, *more: float) -> str:
 
 def _scores_tex(analysis: Analysis, frame: pd.DataFrame) -> str:
     ranked = [False, *(not one.selected_on_test for one in analysis.cells)]
-    columns = [["chance", *(escape(_setting(analysis, one)) for one in analysis.cells)]]
+    columns = [["chance", *(escape(setting_name(analysis, one)) for one in analysis.cells)]]
     for name in COLUMNS:
         spreads = frame[f"{name} sd"] if f"{name} sd" in frame else [math.nan] * len(frame)
         columns.append(highlighted(frame[name].tolist(), list(spreads), ranked))
