@@ -28,12 +28,14 @@ _EXPORTS = {
     "launch_training": "hpdval.launch",
     "start_training": "hpdval.detached",
     "watch": "hpdval.lab.live.widget",
+    "train_fewshot": "hpdval.training.fewshot",
     "train_joint": "hpdval.training.joint",
     "train_stage1": "hpdval.training.stage1",
     "train_stage2": "hpdval.training.stage2",
     "average_precision": "hpdval.metrics",
     "evaluate": "hpdval.metrics",
     "paired_bootstrap": "hpdval.metrics",
+    "get_fewshot": "hpdval.fewshot_recipes",
     "get_recipe": "hpdval.recipes",
     "given": "hpdval.overrides",
     "parse_overrides": "hpdval.overrides",
@@ -51,6 +53,7 @@ __all__ = [
     "error_report",
     "evaluate",
     "explore",
+    "get_fewshot",
     "get_recipe",
     "given",
     "heatmaps",
@@ -65,6 +68,7 @@ __all__ = [
     "score_run",
     "start_training",
     "train",
+    "train_fewshot",
     "train_joint",
     "train_stage1",
     "train_stage2",
@@ -78,6 +82,7 @@ if TYPE_CHECKING:
     from hpdval.detached import start_training
     from hpdval.error_analysis import error_report
     from hpdval.errors import HpdvalError
+    from hpdval.fewshot_recipes import get_fewshot
     from hpdval.lab.live.widget import watch
     from hpdval.lab.start import explore
     from hpdval.launch import launch_training
@@ -88,6 +93,7 @@ if TYPE_CHECKING:
     from hpdval.recipes import get_recipe
     from hpdval.run import Run
     from hpdval.scoring import Scorer, heatmaps, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer
+    from hpdval.training.fewshot import train_fewshot
     from hpdval.training.joint import train_joint
     from hpdval.training.stage1 import train_stage1
     from hpdval.training.stage2 import train_stage2

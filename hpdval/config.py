@@ -10,7 +10,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hpdval.errors import ConfigError
 
@@ -132,8 +132,10 @@ PRECISIONS = ("float32", "bfloat16", "pure-bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Checked):
-    """Optimisation of one stage: AdamW without weight decay on one-dimensional parameters."""
+    """Optimisation of one stage; there is no weight decay on one-dimensional parameters."""
 
+    optimizer: str = choice("adamw", "adamw", "adam", "sgd")  # sgd has a momentum of 0.9
+    sampling: str = choice("uniform", "uniform", "class-aware")  # class-aware: three images of one class after another
     epochs: int = number(20, 1, 100_000)
     batch_size: int = number(32, 1)
     accumulate: int = number(1, 1)  # micro-batches whose gradients are averaged before an update
@@ -181,6 +183,21 @@ class Stage2Config(TrainingConfig):
     prompts: str = choice("both", "both", "global", "local")  # the sets that are learned; the other stays hand-crafted
     sc_weight: float = number(1.0, 0.0)
     sc_anchor: str = choice("global", "global", "local", "both")
+    # m: class i adds n_i / (n_i + m) of a residual of its own to the contexts; none: one context for all classes
+    shrinkage: float | None = number(None, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival(Checked):
+    """Another method in the place of both stages; the configs are in ``hpdval.rival_configs``."""
+
+    kind: ClassVar[str]  # of its runs
+    precision: str = choice("auto", "auto", *PRECISIONS)
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        raise NotImplementedError
 
 
 # stage 1, then stage 2 on its encoder; both, each from CLIP; one of them; or everything at once (the paper's ablation)
@@ -190,6 +207,7 @@ METHODS = {
     "stage1": ("stage 1",),
     "stage2": ("stage 2",),
     "joint": ("joint",),
+    "rival": (),  # what the experiment's rival is called
 }
 STAGES = tuple(METHODS)
 
@@ -216,9 +234,15 @@ class Experiment(Checked):
     eval_k: int | float | None = number(None, above=0)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    rival: Rival | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.stages == "rival") != (self.rival is not None):
+            has = f"the rival {self.rival.label!r}" if self.rival else "no rival"
+            raise ConfigError(
+                f"stages={self.stages!r} in an experiment with {has}; choose the recipe of a rival instead"
+            )
         if self.selection == "validation" and self.val == 0:
             raise ConfigError("selection='validation' needs a validation part; set val, for example val=0.2")
         if self.selection == "test" and self.score.reading != "released":
@@ -228,6 +252,17 @@ class Experiment(Checked):
         _ = self.evaluation_score  # its ranges
         if "{}" not in self.template:
             raise ConfigError(f"template is {self.template!r}; it must hold {{}} where the class name goes")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What is trained, in order, as tables call it."""
+        return METHODS[self.stages] if self.rival is None else (self.rival.label,)
+
+    def settings(self, kind: str) -> TrainingConfig | Rival:
+        """Return the settings of a run of ``kind``."""
+        if self.rival is not None and kind == self.rival.kind:
+            return self.rival
+        return self.stage2 if kind == "stage2" else self.stage1
 
     @property
     def evaluation_score(self) -> ScoreConfig:
@@ -244,20 +279,16 @@ class Experiment(Checked):
         >>> one.relevant_to("stage1") == other.relevant_to("stage1")
         True
         """
+        untrained: dict[str, Any] = {"score": ScoreConfig(), "eval_alpha": None, "eval_k": None, "normalise": True}
+        if self.rival is not None and kind == self.rival.kind:
+            return replace(self, stage1=Stage1Config(), stage2=Stage2Config(), **untrained)
         if kind not in ("zero-shot", "stage1"):
             return self
-        own = replace(self, stages="sequence", stage2=Stage2Config())
+        own = replace(self, stages="sequence", stage2=Stage2Config(), rival=None)
         if kind == "stage1":
             return own
         seed = self.seed if self.val else 0  # which decides what is left for training, and nothing else here
-        untrained: dict[str, Any] = {
-            "selection": "last",
-            "score": ScoreConfig(),
-            "eval_alpha": None,
-            "eval_k": None,
-            "normalise": True,
-        }
-        return replace(own, stage1=Stage1Config(), seed=seed, **untrained)
+        return replace(own, stage1=Stage1Config(), seed=seed, selection="last", **untrained)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain nested dictionaries."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from hpdval.config import Experiment
 from hpdval.errors import ConfigError
+from hpdval.fewshot_recipes import FewShot, get_fewshot
 from hpdval.files import read_json
 from hpdval.overrides import field_names, parse_overrides
 from hpdval.recipes import get_recipe
@@ -81,14 +82,14 @@ def check_parameters(notebook: str | os.PathLike[str], given: Mapping[str, Any])
     """Return ``given`` as the values to inject; nothing is started when a name, type or range is wrong.
 
     Strings are read as the type of the parameter's default.  A name that the notebook does not have but the recipe does
-    (``stage1.lr``) is added to the notebook's ``overrides``.  Where the notebook has a ``recipe``, the experiment it
-    will make is made here once, which checks every field.
+    (``stage1.lr``) is added to the notebook's ``overrides``.  Where the notebook has a ``recipe``, or a few-shot recipe
+    under the name ``fewshot``, what it will make of that is made here once, which checks every field.
 
     Raises:
         ConfigError: what was given, what is allowed.
     """
     defaults = notebook_parameters(notebook)
-    fields = field_names(Experiment(name="fields"))
+    fields = _fields(defaults)
     values: dict[str, Any] = {}
     extra: list[str] = []
     for name, value in given.items():
@@ -105,7 +106,7 @@ def check_parameters(notebook: str | os.PathLike[str], given: Mapping[str, Any])
     merged = {**defaults, **values}
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(merged.get("device", "auto"))):
         raise ConfigError(f"parameter device is {merged['device']!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    experiment_of(notebook, values)
+    _configured(notebook, values)
     return values
 
 
@@ -118,16 +119,27 @@ def experiment_of(notebook: str | os.PathLike[str], values: Mapping[str, Any]) -
     Raises:
         ConfigError: a recipe, field or value that cannot be used.
     """
+    made = _configured(notebook, values)
+    return made if isinstance(made, Experiment) else None
+
+
+def _configured(notebook: str | os.PathLike[str], values: Mapping[str, Any]) -> Experiment | FewShot | None:
     defaults = notebook_parameters(notebook)
-    merged, fields = {**defaults, **values}, field_names(Experiment(name="fields"))
+    merged, fields = {**defaults, **values}, _fields(defaults)
     overrides = parse_overrides(merged.get("overrides", ""))
     for name in overrides:
         if name in defaults:
             raise ConfigError(f"overrides names {name!r}, which is a parameter of {Path(notebook).name}; set it there")
-    if "recipe" not in merged:
-        return None
     fixed = {name: v for name, v in merged.items() if name in fields and v != ""}
-    return get_recipe(merged["recipe"], **{**fixed, **overrides})
+    if "fewshot" in merged:
+        return get_fewshot(merged["fewshot"], **{**fixed, **overrides})
+    return get_recipe(merged["recipe"], **{**fixed, **overrides}) if "recipe" in merged else None
+
+
+def _fields(defaults: Mapping[str, Any]) -> list[str]:
+    """Return the names that a notebook's recipe knows."""
+    known = field_names(Experiment(name="fields"))
+    return [*field_names(get_fewshot("scenes-fewshot")), *known] if "fewshot" in defaults else known
 
 
 def _as_type_of(name: str, value: Any, default: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from hpdval.config import LOSS_NAMES, AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config
 from hpdval.errors import ConfigError
 from hpdval.overrides import field_names, override
+from hpdval.rival_recipes import RIVAL_RECIPES, small
 
 
 def scenes() -> Experiment:
@@ -155,10 +157,15 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "hpdval": hpdval,
     "paper": paper,
     "released": released,
+    **RIVAL_RECIPES,
+    **{f"{name}-small": partial(small, name) for name in RIVAL_RECIPES},
 }
 
 
 REBALANCED = ("db", "db_focal", "db_star")  # the losses that have mu and lambda
+
+
+TRAINED = ("stage1", "stage2", "rival")  # the fields of an experiment that may have a loss
 
 
 def coco_lt(experiment: Experiment) -> Experiment:
@@ -169,8 +176,10 @@ def coco_lt(experiment: Experiment) -> Experiment:
             return loss
         return replace(loss, mu=0.2, lam=2.0, pos_scale=None if loss.pos_scale is None else 5.0)
 
-    stage1 = replace(experiment.stage1, loss=constants(experiment.stage1.loss))
-    return replace(experiment, stage1=stage1, stage2=replace(experiment.stage2, loss=constants(experiment.stage2.loss)))
+    trained: dict[str, Any] = {name: getattr(experiment, name) for name in TRAINED}
+    return replace(
+        experiment, **{n: replace(c, loss=constants(c.loss)) for n, c in trained.items() if hasattr(c, "loss")}
+    )
 
 
 def scenes_lt(experiment: Experiment) -> Experiment:
@@ -178,10 +187,13 @@ def scenes_lt(experiment: Experiment) -> Experiment:
 
     The same for every recipe, so that they go on to differ in what they differ in: the small CLIP, the small ViT
     trained with labels in the place of ImageNet's, weaker views, thirty times the learning rate of the encoder, a tenth
-    of L_kd's weight (features of the small CLIP are ten times as large), and at most 24 epochs of stage 1.
+    of L_kd's weight (features of the small CLIP are ten times as large), and at most 24 epochs of stage 1.  A rival has
+    a recipe for this, see :func:`hpdval.rival_recipes.small`.
     """
     if experiment.clip == "scenes":
         return experiment
+    if experiment.rival is not None:
+        return replace(small(experiment.name), name=experiment.name)
     stage1 = experiment.stage1
     stage1 = replace(
         stage1,
@@ -215,10 +227,10 @@ def get_recipe(name: str, *, dataset: str | None = None, **overrides: Any) -> Ex
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}")
     experiment = RECIPES[name]()
-    for stage in ("stage1", "stage2"):  # another loss begins with its own constants, not with those of the recipe's
-        loss = overrides.get(f"{stage}.loss.name")
-        if loss in LOSS_NAMES and loss != getattr(experiment, stage).loss.name:
-            experiment = replace(experiment, **{stage: replace(getattr(experiment, stage), loss=LossConfig(name=loss))})
+    for stage in TRAINED:  # another loss begins with its own constants, not with those of the recipe's
+        loss, config = overrides.get(f"{stage}.loss.name"), getattr(experiment, stage)
+        if loss in LOSS_NAMES and hasattr(config, "loss") and loss != config.loss.name:
+            experiment = replace(experiment, **{stage: replace(config, loss=LossConfig(name=loss))})
     other_clip = overrides.get("clip", "scenes") != "scenes"  # what fits the small CLIP does not fit another
     if dataset is not None:
         experiment = (

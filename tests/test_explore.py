@@ -37,10 +37,13 @@ from hpdval.lab.picture import Picture, draw
 from hpdval.lab.start import explore
 from hpdval.metrics.calibration import best_f1_thresholds
 from hpdval.plots.heatmaps import BOX
-from hpdval.scoring import Scorer
+from hpdval.scoring import DualViewScorer
 from hpdval.scoring.maps import Heatmaps, heatmaps, texts_of
 
 RNG = np.random.default_rng(0)
+
+
+Models = tuple[DualViewScorer, DualViewScorer]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def models(dataset: Dataset) -> tuple[Scorer, Scorer]:
+def models(dataset: Dataset) -> Models:
     """Zero-shot, and one with prompts of its own that scores with both views."""
     clip = hpdval.load_clip("scenes")
     plain = hpdval.zero_shot_scorer(clip, dataset.classes)
@@ -58,16 +61,16 @@ def models(dataset: Dataset) -> tuple[Scorer, Scorer]:
     texts = [
         plain.text_global + 0.3 * plain.text_global.norm(dim=-1, keepdim=True) * n / n.norm(dim=-1).max() for n in noise
     ]
-    return plain, Scorer(clip, dataset.classes, *texts, score=ScoreConfig(alpha=0.4, k=10), method="other")
+    return plain, DualViewScorer(clip, dataset.classes, *texts, score=ScoreConfig(alpha=0.4, k=10), method="other")
 
 
 @pytest.fixture
-def one(models: tuple[Scorer, Scorer], dataset: Dataset) -> Explorer:
+def one(models: Models, dataset: Dataset) -> Explorer:
     return explore(models[1], dataset, show=False)
 
 
 @pytest.fixture
-def two(models: tuple[Scorer, Scorer], dataset: Dataset) -> Explorer:
+def two(models: Models, dataset: Dataset) -> Explorer:
     return explore(models[0], dataset, other=models[1], show=False)
 
 
@@ -176,7 +179,7 @@ def test_an_empty_list_says_what_to_relax() -> None:
 # -- scores and maps ---------------------------------------------------------------------------------------------------
 
 
-def test_scores_of_one_image_and_of_all_are_those_of_the_scorer(one: Explorer, models: tuple[Scorer, Scorer]) -> None:
+def test_scores_of_one_image_and_of_all_are_those_of_the_scorer(one: Explorer, models: Models) -> None:
     view, expected = one.views[0], models[1].score(one.split, show=False)
     whole = view.ranked(view.alpha, view.k, "local")
     assert whole is not None
@@ -185,10 +188,10 @@ def test_scores_of_one_image_and_of_all_are_those_of_the_scorer(one: Explorer, m
         np.testing.assert_allclose(view.scores(image, view.alpha, view.k, "local"), whole[image], atol=1e-5)
 
 
-def test_the_released_reading_scores_as_its_scorer_does(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_the_released_reading_scores_as_its_scorer_does(models: Models, dataset: Dataset) -> None:
     plain = models[1]
     score = ScoreConfig(alpha=0.7, k=0.2, reading="released")
-    scorer = Scorer(plain.clip, plain.classes, plain.text_global, plain.text_local, score=score)
+    scorer = DualViewScorer(plain.clip, plain.classes, plain.text_global, plain.text_local, score=score)
     view = explore(scorer, dataset, images=5, show=False)
     np.testing.assert_allclose(view._shown.parts[0].scores, scorer.score(view.split, show=False)[0], atol=2e-3)
     view.text = "a red thing"
@@ -196,7 +199,7 @@ def test_the_released_reading_scores_as_its_scorer_does(models: tuple[Scorer, Sc
 
 
 @pytest.mark.parametrize("prompts", ["local", "global", "hand-crafted"])
-def test_maps_scores_and_prompts_agree(one: Explorer, models: tuple[Scorer, Scorer], prompts: str) -> None:
+def test_maps_scores_and_prompts_agree(one: Explorer, models: Models, prompts: str) -> None:
     one.set(alpha=0.0, k=9, prompts=prompts, image=4)
     scorer = models[1]
     for c in (0, 5):
@@ -212,7 +215,7 @@ def test_maps_scores_and_prompts_agree(one: Explorer, models: tuple[Scorer, Scor
     np.testing.assert_allclose(one._shown.parts[0].scores, cosine, atol=1e-5)
 
 
-def test_a_sentence_has_its_map_its_score_and_its_own_order(one: Explorer, models: tuple[Scorer, Scorer]) -> None:
+def test_a_sentence_has_its_map_its_score_and_its_own_order(one: Explorer, models: Models) -> None:
     one.set(text="  a photo of a  red thing ", image=3, alpha=0.3, k=6, order="score")
     expected = heatmaps(models[1], one.split.image(3), texts=["a photo of a red thing"])
     np.testing.assert_allclose(one._shown.parts[0].maps.values, expected.values, atol=4e-3)
@@ -227,9 +230,7 @@ def test_a_sentence_has_its_map_its_score_and_its_own_order(one: Explorer, model
     assert "“a photo of a red thing”" in one.status
 
 
-def test_thresholds_come_from_training_images_or_validation_images(
-    two: Explorer, models: tuple[Scorer, Scorer]
-) -> None:
+def test_thresholds_come_from_training_images_or_validation_images(two: Explorer, models: Models) -> None:
     dataset = two.dataset
     expected = best_f1_thresholds(models[1].score(dataset.train, show=False), dataset.train.targets)
     two.settle()
@@ -246,7 +247,7 @@ def test_thresholds_come_from_training_images_or_validation_images(
 
 
 def test_without_thresholds_only_images_that_are_looked_at_are_encoded(
-    models: tuple[Scorer, Scorer], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stored() -> list[int]:
         return sorted(filter(None, (path.stat().st_size for path in (tmp_path / "features").glob("*.float16"))))
@@ -260,10 +261,12 @@ def test_without_thresholds_only_images_that_are_looked_at_are_encoded(
     assert stored() == [size, 32 * size], "two images, and 64 to train on"
 
 
-def test_a_model_may_know_the_classes_in_another_order(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_a_model_may_know_the_classes_in_another_order(models: Models, dataset: Dataset) -> None:
     plain, order = models[1], RNG.permutation(len(dataset.classes))
     names = [dataset.classes[i] for i in order]
-    other = Scorer(plain.clip, names, plain.text_global[order], plain.text_local[order], score=plain.score_config)
+    other = DualViewScorer(
+        plain.clip, names, plain.text_global[order], plain.text_local[order], score=plain.score_config
+    )
     a, b = (explore(scorer, dataset, images=3, show=False) for scorer in (plain, other))
     np.testing.assert_allclose(a._shown.parts[0].scores, b._shown.parts[0].scores, atol=1e-6)
     np.testing.assert_array_equal(a._shown.parts[0].maps.values, b._shown.parts[0].maps.values)
@@ -451,7 +454,7 @@ def test_values_out_of_range_are_refused_in_python(one: Explorer) -> None:
     assert one.state == state
 
 
-def test_what_goes_wrong_is_a_line_and_leaves_all_as_it_was(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_what_goes_wrong_is_a_line_and_leaves_all_as_it_was(models: Models, dataset: Dataset) -> None:
     def read(index: int) -> np.ndarray:
         if index == 2:
             raise DataError("broken.jpg cannot be decoded")
@@ -556,7 +559,7 @@ def usual_time(changes: list[Callable[[], None]]) -> float:
     return statistics.median(times)
 
 
-def test_each_change_is_quick(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_each_change_is_quick(models: Models, dataset: Dataset) -> None:
     async def measure() -> dict[str, float]:
         view = explore(models[0], dataset, other=models[1], show=False)
         changes: dict[str, list[Any]] = {
@@ -688,9 +691,7 @@ def test_the_static_figure_has_the_boxes_and_the_fill_of_the_live_view(two: Expl
     assert {mpl.colors.to_rgb(bar.get_facecolor()) for bar in figure.axes[2].patches} == {white}, "nothing is reached"
 
 
-def test_a_run_folder_is_loaded_and_an_unfinished_one_refused(
-    models: tuple[Scorer, Scorer], dataset: Dataset, tmp_path: Path
-) -> None:
+def test_a_run_folder_is_loaded_and_an_unfinished_one_refused(models: Models, dataset: Dataset, tmp_path: Path) -> None:
     experiment = hpdval.get_recipe("scenes")
     with hpdval.open_run(tmp_path / "run", "zero-shot", dataset, experiment, models[0]) as run:
         with pytest.raises(RunError, match="is not a finished run"):
@@ -702,7 +703,7 @@ def test_a_run_folder_is_loaded_and_an_unfinished_one_refused(
     assert [one.name for one in twice.views] == ["A: zero-shot, run", "B: zero-shot"]
 
 
-def test_two_models_of_one_method_are_told_apart(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_two_models_of_one_method_are_told_apart(models: Models, dataset: Dataset) -> None:
     clip = models[0].clip
     for score, names in (
         (ScoreConfig(alpha=0.4, k=0.5), ["A: zero-shot, alpha 1", "B: zero-shot, alpha 0.4"]),
@@ -713,9 +714,7 @@ def test_two_models_of_one_method_are_told_apart(models: tuple[Scorer, Scorer], 
         assert [view.name for view in explore(clip, dataset, other=other, images=2, show=False).views] == names
 
 
-def test_a_run_that_was_made_with_other_images_is_doubted(
-    models: tuple[Scorer, Scorer], dataset: Dataset, tmp_path: Path
-) -> None:
+def test_a_run_that_was_made_with_other_images_is_doubted(models: Models, dataset: Dataset, tmp_path: Path) -> None:
     """Its validation images here are those it was trained on, and so are its test images if two files are swapped."""
     experiment = hpdval.get_recipe("scenes")
     with hpdval.open_run(tmp_path / "run", "stage1", dataset, experiment, models[1]) as run:
@@ -737,7 +736,7 @@ def test_a_run_that_was_made_with_other_images_is_doubted(
         assert any(words in " ".join(text.get_text().split()) for text in view.figure().findobj(mpl.text.Text))
 
 
-def test_what_cannot_be_explored_is_one_line(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_what_cannot_be_explored_is_one_line(models: Models, dataset: Dataset) -> None:
     fewer = hpdval.zero_shot_scorer(models[0].clip, dataset.classes[2:])
     cases: list[tuple[type[HpdvalError], str, Any, dict[str, Any]]] = [
         (ConfigError, "does not know the class 'person' and 1 more", fewer, {}),
@@ -786,11 +785,11 @@ def test_a_new_order_leads_to_its_first_image_and_a_slider_does_not(two: Explore
     assert two.state.image == 9
 
 
-def test_models_of_two_readings_share_no_scale(models: tuple[Scorer, Scorer], dataset: Dataset) -> None:
+def test_models_of_two_readings_share_no_scale(models: Models, dataset: Dataset) -> None:
     """A dot product is no cosine: beside one, the cosines of the other model would all have one colour."""
     plain, other = models
     score = ScoreConfig(alpha=0.7, k=24, reading="released")
-    released = Scorer(plain.clip, plain.classes, 5 * plain.text_global, 9 * other.text_local, score=score)
+    released = DualViewScorer(plain.clip, plain.classes, 5 * plain.text_global, 9 * other.text_local, score=score)
     alone = explore(other, dataset, images=3, show=False)
     view = explore(other, dataset, other=released, images=3, show=False)
     assert view._shown.parts[0].png == alone.png(), "as it is without the other one"

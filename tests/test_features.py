@@ -27,6 +27,7 @@ from hpdval.models import Clip, ImageFeatures, load_clip
 from hpdval.recipes import get_recipe
 from hpdval.run import read_metrics, read_predictions
 from hpdval.scoring import Features, FeatureStore, encode, encode_split, features, zero_shot_scorer
+from hpdval.training import features as training_features
 from hpdval.training import stage2
 
 TINY = {
@@ -291,7 +292,7 @@ def test_stage2_from_a_float32_store_is_bit_equal_to_stage2_without(
     dataset = load_dataset("scenes-lt", train=200, test=40)
     dataset = replace(dataset, train=dataset.train.subset(range(150)), val=dataset.train.subset(range(150, 200)))
     stored = tuned(tmp_path / "stored", dataset, **{"stage2.features": "float32"})
-    monkeypatch.setattr(stage2, "encode_split", Direct)
+    monkeypatch.setattr(training_features, "encode_split", Direct)
     without = tuned(tmp_path / "direct", dataset, **{"stage2.features": "float32"})
     assert stored["metrics"] == without["metrics"]
     assert any("val_map" in record for record in without["metrics"])

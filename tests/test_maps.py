@@ -19,7 +19,7 @@ from hpdval.models.attention import _recorded, attention_rollout, gradient_atten
 from hpdval.models.dual_view import local_scores, patch_count, patch_scores
 from hpdval.models.student import make_student
 from hpdval.models.towers import grid_extent, image_features
-from hpdval.scoring import Scorer, maps
+from hpdval.scoring import DualViewScorer, maps
 from hpdval.scoring.localisation import maps_of_split
 from hpdval.scoring.maps import METHODS, Heatmaps, heatmaps, texts_of, upsample
 
@@ -32,7 +32,7 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def scorer(clip: Clip) -> Scorer:
+def scorer(clip: Clip) -> DualViewScorer:
     return hpdval.zero_shot_scorer(clip, CLASSES)
 
 
@@ -106,7 +106,7 @@ def test_maps_add_up_to_the_scores_that_the_scorer_gives(clip: Clip) -> None:
 def test_each_set_of_prompts_and_each_reading_has_its_own_maps(clip: Clip) -> None:
     rng = torch.Generator().manual_seed(0)
     sets = [torch.randn(3, clip.embed_dim, generator=rng) for _ in range(2)]
-    scorer = Scorer(clip, CLASSES, *sets)
+    scorer = DualViewScorer(clip, CLASSES, *sets)
     image = picture(50, 80)
     maps = {
         (prompts, reading): heatmaps(scorer, image, ["cat"], prompts=prompts, reading=reading).values
@@ -119,7 +119,7 @@ def test_each_set_of_prompts_and_each_reading_has_its_own_maps(clip: Clip) -> No
     assert texts_of(scorer, "global") is scorer.text_global
 
 
-def test_a_sentence_has_the_map_of_the_class_it_describes(scorer: Scorer) -> None:
+def test_a_sentence_has_the_map_of_the_class_it_describes(scorer: DualViewScorer) -> None:
     maps = heatmaps(scorer, picture(64, 64), ["boat"], texts=["a photo of a boat."])
     np.testing.assert_allclose(maps.values[0], maps.values[1], atol=1e-6)
     assert maps.names == ("boat", "a photo of a boat.")
@@ -127,7 +127,7 @@ def test_a_sentence_has_the_map_of_the_class_it_describes(scorer: Scorer) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(30, 90), (90, 30), (64, 64)])
-def test_every_method_takes_images_of_any_shape(scorer: Scorer, method: str, shape: tuple[int, int]) -> None:
+def test_every_method_takes_images_of_any_shape(scorer: DualViewScorer, method: str, shape: tuple[int, int]) -> None:
     maps = heatmaps(scorer, picture(*shape), ["cat", "sun"], method=method)
     assert maps.values.shape == (1 if method == "rollout" else 2, *scorer.clip.patch_grid)
     assert maps.pixels.shape[1:] == shape
@@ -155,18 +155,20 @@ def test_a_cropped_view_leaves_the_rest_of_the_image_empty(clip: Clip) -> None:
         ({"texts": "a red thing"}, "classes and texts are lists of strings"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_one_line(scorer: Scorer, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_shown_is_refused_in_one_line(
+    scorer: DualViewScorer, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         heatmaps(scorer, picture(64, 64), **options)
     assert "\n" not in str(caught.value)
 
 
 def test_who_gives_no_scorer_is_told_where_to_get_one(clip: Clip) -> None:
-    with pytest.raises(ConfigError, match=r"'runs/x' is no scorer; give hpdval.load_run\(folder\)"):
+    with pytest.raises(ConfigError, match=r"'runs/x' is no scorer of texts on patches; give hpdval.load_run\(folder\)"):
         heatmaps("runs/x", picture(64, 64), ["cat"])  # type: ignore[arg-type]
 
 
-def test_maps_say_their_unit(clip: Clip, scorer: Scorer) -> None:
+def test_maps_say_their_unit(clip: Clip, scorer: DualViewScorer) -> None:
     assert heatmaps(scorer, picture(64, 64), ["cat"]).unit == "cosine"
     assert heatmaps(scorer, picture(64, 64), ["cat"], reading="released").unit == "dot product"
     assert heatmaps(scorer, picture(64, 64), ["cat"], method="gradient").unit == "relevance"
@@ -297,7 +299,9 @@ def test_the_maps_of_a_split_are_those_of_its_images(clip: Clip, method: str) ->
 
 
 @pytest.mark.parametrize("method", ["gradient", "rollout"])
-def test_how_many_are_held_at_once_changes_no_map(scorer: Scorer, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_are_held_at_once_changes_no_map(
+    scorer: DualViewScorer, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = hpdval.load_dataset("scenes-lt", train=20, test=20)
     classes = [[i % 3] * (i % 4) for i in range(20)]
     whole = list(maps_of_split(scorer, data.test, classes, method=method, show=False))
@@ -313,7 +317,7 @@ def test_how_many_are_held_at_once_changes_no_map(scorer: Scorer, method: str, m
     )
 
 
-def test_the_maps_of_a_split_need_a_list_of_classes_for_each_image(scorer: Scorer) -> None:
+def test_the_maps_of_a_split_need_a_list_of_classes_for_each_image(scorer: DualViewScorer) -> None:
     data = hpdval.load_dataset("scenes-lt", train=20, test=20)
     with pytest.raises(ConfigError, match="given for 3 of 20 images"):
         next(maps_of_split(scorer, data.test, [[0]] * 3))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from hpdval.errors import ConfigError, ModelError
 from hpdval.models import Clip, load_clip
 from hpdval.models.student import EmbeddingHead, make_student
-from hpdval.scoring import Scorer
+from hpdval.scoring import DualViewScorer, load_scorer
 
 TINY = {
     "embed_dim": 16,
@@ -127,8 +127,8 @@ def test_pixels_may_stay_as_they_are(clip: Clip) -> None:
 def test_a_saved_student_comes_back(clip: Clip, folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     chosen = {name: str(folder) if value == "FOLDER" else value for name, value in options.items()}
     student = make_student(clip, **chosen)
-    Scorer(student, ["red", "green"], student.encode_text(["red", "green"]).detach()).save(tmp_path / "saved")
-    again = Scorer.load(tmp_path / "saved").clip
+    DualViewScorer(student, ["red", "green"], student.encode_text(["red", "green"]).detach()).save(tmp_path / "saved")
+    again = load_scorer(tmp_path / "saved").clip
     assert again.fingerprint == student.fingerprint
     assert torch.equal(again.encode_image(PIXELS).patches, student.encode_image(PIXELS).patches)
 

@@ -34,7 +34,7 @@ from hpdval.training.batches import Batch, Plan
 from hpdval.training.joint import train_joint
 from hpdval.training.loop import Interrupted, Task, Trainer, fit
 from hpdval.training.optim import MovingAverage, lr_factor, parameter_groups
-from hpdval.training.stage1 import DualViewAlignment, ViewBatches, distillation_loss, train_stage1
+from hpdval.training.stage1 import DualViewAlignment, distillation_loss, train_stage1, view_batches
 from hpdval.training.stage2 import train_stage2
 
 # -- schedule, groups, moving average --------------------------------------------------------------------------------
@@ -392,6 +392,22 @@ def test_stage2_moves_contexts_alone_and_shares_the_encoders_file(tmp_path: Path
     )
 
 
+def test_stage2_that_adapts_to_rarity_gives_each_class_contexts_of_its_own(
+    tmp_path: Path, colours: Dataset, clip: Clip
+) -> None:
+    experiment, start = recipe(**{"stage2.shrinkage": 20.0}), zero_shot_scorer(clip, CLASSES)
+    scorer = train_stage2(colours, experiment, run=tmp_path, start=start, show=False)
+    loaded = hpdval.load_run(tmp_path, device="cpu")
+    for contexts, text in ((scorer.contexts, scorer.text_global), (loaded.contexts, loaded.text_global)):
+        assert set(contexts) == {"global", "local", "global residual", "local residual"}
+        each = contexts["global"] + contexts["global residual"]  # (C, M, W)
+        assert torch.allclose(clip.encode_prompts(each[None], CLASSES)[0], text, atol=1e-6)
+    shift = next(r["context_shift"] for r in read_metrics(tmp_path) if "context_shift" in r)
+    assert set(shift) == set(scorer.contexts)
+    assert min(shift.values()) > 0
+    assert np.array_equal(loaded.score(colours.test, show=False), read_predictions(tmp_path)["scores"])
+
+
 @pytest.mark.parametrize("prompts", ["global", "local"])
 def test_the_other_prompt_set_stays_hand_crafted(tmp_path: Path, colours: Dataset, clip: Clip, prompts: str) -> None:
     from hpdval.models.prompts import hand_crafted
@@ -702,11 +718,11 @@ def test_a_teacher_of_views_that_never_change_is_asked_once(tmp_path: Path, colo
     still = {"stage1.augment.flip": False, "stage1.augment.cutout": 0.0, "stage1.augment.randaugment_ops": 0}
     experiment = recipe(**still, **{"stage1.epochs": 2, "stage1.kd_weight": 1.0})
     store = ImageStore.open(colours.train, clip.image_size, mode=experiment.resize)
-    cached = ViewBatches(store, colours, experiment, clip)
+    cached = view_batches(store, colours, experiment, clip)
     for batch in cached([np.array([3, 1, 7])], 0):
         direct = clip.encode_image(batch["images"]).cls
         assert torch.allclose(batch["teacher"], direct, atol=1e-5)
-    assert ViewBatches(store, colours, recipe(), clip).teacher is None, "views that change are asked anew"
+    assert view_batches(store, colours, recipe(), clip).teacher is None, "views that change are asked anew"
     train_stage1(colours, experiment, run=tmp_path, clip=clip, show=False)
     kd = [r["kd"] for r in read_metrics(tmp_path) if "kd" in r]
     assert kd[0] == pytest.approx(0, abs=1e-5)
@@ -715,7 +731,7 @@ def test_a_teacher_of_views_that_never_change_is_asked_once(tmp_path: Path, colo
 
 def test_views_drawn_where_the_images_are_resident_are_the_same(colours: Dataset, clip: Clip) -> None:
     store = ImageStore.open(colours.train, clip.image_size, mode="squash")
-    usual, resident = (ViewBatches(store, colours, recipe(), clip) for _ in range(2))
+    usual, resident = (view_batches(store, colours, recipe(), clip) for _ in range(2))
     assert usual.images is None
     resident.images = torch.from_numpy(np.array(store.images))
     chosen = [np.array([5, 2]), np.array([9])]
@@ -736,17 +752,17 @@ def test_stage2_follows_the_data_sets_classes_not_those_of_its_start(
 
 
 def test_a_changed_encoder_is_written_and_never_linked(tmp_path: Path, clip: Clip) -> None:
-    from hpdval.scoring import Scorer, zero_shot_scorer
+    from hpdval.scoring import load_scorer, zero_shot_scorer
 
     zero_shot_scorer(clip, CLASSES).save(tmp_path / "a")
-    scorer = Scorer.load(tmp_path / "a")
+    scorer = load_scorer(tmp_path / "a")
     scorer.save(tmp_path / "b")
     assert (tmp_path / "a" / "clip.safetensors").samefile(tmp_path / "b" / "clip.safetensors")
     with torch.no_grad():
         scorer.clip.visual.conv1.weight.add_(1.0)
     scorer.save(tmp_path / "c")
     assert not (tmp_path / "a" / "clip.safetensors").samefile(tmp_path / "c" / "clip.safetensors")
-    assert torch.equal(Scorer.load(tmp_path / "c").clip.visual.conv1.weight, scorer.clip.visual.conv1.weight)
+    assert torch.equal(load_scorer(tmp_path / "c").clip.visual.conv1.weight, scorer.clip.visual.conv1.weight)
 
 
 def test_zero_shot_is_the_global_view_in_either_reading(colours: Dataset, clip: Clip) -> None:

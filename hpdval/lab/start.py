@@ -14,13 +14,13 @@ from hpdval.data.dataset import Dataset, Split
 from hpdval.errors import ConfigError, DataError
 from hpdval.models import Clip
 from hpdval.run import read_manifest
+from hpdval.scoring.dual_view import DualViewScorer, zero_shot_scorer
 from hpdval.scoring.runs import label_digest, load_run
-from hpdval.scoring.scorer import Scorer, zero_shot_scorer
 
 if TYPE_CHECKING:
     from hpdval.lab.explorer import Explorer
 
-Model = str | os.PathLike[str] | Scorer | Clip
+Model = str | os.PathLike[str] | DualViewScorer | Clip
 SPLITS = ("train", "val", "test")
 FITTED = 4000  # training images that thresholds are fitted on, at most: all of them must be encoded once
 
@@ -45,7 +45,7 @@ def explore(
     ``view.klass = "boat"``.
 
     Args:
-        model: the folder of a finished run, a :class:`Scorer`, or a :class:`Clip`, which is used zero-shot.
+        model: the folder of a finished run, a :class:`DualViewScorer`, or a :class:`Clip`, which is used zero-shot.
         dataset: of :func:`hpdval.load_dataset`, with the classes that the model knows.
         other: a second model, to be compared with the first.
         split: ``"test"``, ``"val"`` or ``"train"``.
@@ -130,17 +130,17 @@ def _doubt(model: Model, dataset: Dataset) -> str:
     )
 
 
-def _scorer(model: Model, dataset: Dataset) -> Scorer:
-    if isinstance(model, Scorer):
-        return model
-    if isinstance(model, Clip):
-        return zero_shot_scorer(model, dataset.classes)
-    if isinstance(model, str | os.PathLike):
-        return load_run(model)
-    raise ConfigError(f"model is a {type(model).__name__}; give the folder of a finished run, a Scorer or a Clip")
+def _scorer(model: Model, dataset: Dataset) -> DualViewScorer:
+    found: object = load_run(model) if isinstance(model, str | os.PathLike) else model
+    if isinstance(found, DualViewScorer):
+        return found
+    if isinstance(found, Clip):
+        return zero_shot_scorer(found, dataset.classes)
+    what = f"{model} scores by a {type(found).__name__}" if found is not model else f"model is a {type(model).__name__}"
+    raise ConfigError(f"{what}; the explorer shows texts on patches: give a run or scorer with two views, or a Clip")
 
 
-def _names(models: Sequence[Model], scorers: Sequence[Scorer]) -> list[str]:
+def _names(models: Sequence[Model], scorers: Sequence[DualViewScorer]) -> list[str]:
     names = [scorer.method or "model" for scorer in scorers]
     if len(set(names)) < len(names):  # the same method twice: the first fact that tells them apart
         facts = zip(*map(_facts, models, scorers), strict=True)
@@ -149,7 +149,7 @@ def _names(models: Sequence[Model], scorers: Sequence[Scorer]) -> list[str]:
     return names if len(names) == 1 else [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
 
 
-def _facts(model: Model, scorer: Scorer) -> list[str]:
+def _facts(model: Model, scorer: DualViewScorer) -> list[str]:
     """Return what may tell two models of one method apart."""
     folder = Path(model).resolve() if isinstance(model, str | os.PathLike) else None
     score, clip = scorer.score_config, scorer.clip

@@ -17,9 +17,9 @@ from hpdval.errors import ConfigError
 from hpdval.metrics.calibration import best_f1_thresholds
 from hpdval.models import ImageFeatures
 from hpdval.models.dual_view import both_views, patch_count, patch_scores
+from hpdval.scoring.dual_view import DualViewScorer
 from hpdval.scoring.features import FeatureStore
 from hpdval.scoring.maps import UNITS, Heatmaps, grid_box, heatmaps, texts_of
-from hpdval.scoring.scorer import Scorer
 
 SLICE = 6e7  # multiplications of a pass between two looks at what the user does: some 20 ms
 KEPT = 24  # results of each kind that stay in memory
@@ -74,7 +74,7 @@ class View:
     def __init__(
         self,
         name: str,
-        scorer: Scorer,
+        scorer: DualViewScorer,
         split: Split,
         fitted: Split,
         classes: Sequence[str],
@@ -213,7 +213,7 @@ class View:
         return found
 
 
-def check_classes(scorer: Scorer, classes: Sequence[str]) -> None:
+def check_classes(scorer: DualViewScorer, classes: Sequence[str]) -> None:
     """Raise ConfigError unless a model knows the classes of a data set, in whatever order."""
     missing = [one for one in classes if one not in scorer.classes]
     if missing:

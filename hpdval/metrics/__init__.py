@@ -14,6 +14,7 @@ from hpdval.metrics.calibration import (
     platt,
     reliability,
 )
+from hpdval.metrics.episodes import EpisodeMean, episode_mean, paired_episodes
 from hpdval.metrics.errors import (
     Leakage,
     Mistake,
@@ -47,6 +48,7 @@ from hpdval.metrics.threshold import DecisionScores, decision_scores
 __all__ = [
     "READOUTS",
     "DecisionScores",
+    "EpisodeMean",
     "Evaluation",
     "Interval",
     "Leakage",
@@ -68,6 +70,7 @@ __all__ = [
     "decision_scores",
     "detectable_difference",
     "energy_inside",
+    "episode_mean",
     "evaluate",
     "gains",
     "group_reliability",
@@ -78,6 +81,7 @@ __all__ = [
     "mean_average_precision",
     "micro_average_precision",
     "paired_bootstrap",
+    "paired_episodes",
     "permutation_test",
     "platt",
     "pointing_game",

@@ -16,7 +16,8 @@ from torch import nn
 from hpdval.errors import ModelError
 from hpdval.files import read_json, sha256_file
 from hpdval.models import weights
-from hpdval.models.clip import Clip, Preprocess
+from hpdval.models.clip import Clip
+from hpdval.models.encoder import Preprocess
 from hpdval.models.numeric import resolve_device
 from hpdval.models.student import build_tower
 from hpdval.models.towers import patch_grid

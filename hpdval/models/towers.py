@@ -13,10 +13,11 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hpdval.errors import ModelError
+from hpdval.models.backbone import Backbone
 
 
 class ImageFeatures(NamedTuple):
-    """What an image becomes: both in the joint space, neither L2-normalised."""
+    """What an image becomes, neither L2-normalised: by a CLIP, both in the joint space."""
 
     cls: (
         Tensor  # (B, D) the tower's own global embedding: the class token, or the mean of the patches where it pools so
@@ -44,9 +45,13 @@ class ProjectedTower(nn.Module):
 def image_features(visual: nn.Module, images: Tensor) -> ImageFeatures:
     """Return f_cls and f_patch of normalised images (B, 3, S, S): f = ln_post(tokens) @ proj, for both.
 
-    open_clip's own ``output_tokens`` gives the patches without ``proj``, which lie in no common space with text.
+    open_clip's own ``output_tokens`` gives the patches without ``proj``, which lie in no common space with text.  Of a
+    CNN f_patch are the places of the last feature map, row by row, and f_cls is their mean.
     """
     tower: Any = visual
+    if isinstance(visual, Backbone):
+        tokens = visual(images).flatten(2).transpose(1, 2)  # (B, P, F)
+        return ImageFeatures(tokens.mean(dim=1), tokens)
     if isinstance(visual, TimmModel):
         return _timm_features(visual, images)
     if isinstance(visual, ProjectedTower):

@@ -27,6 +27,7 @@ LOSSES = {  # title and colour
     "cls": ("classification", "#0072B2"),
     "kd": ("distillation", "#D55E00"),
     "sc": ("semantic consistency", "#009E73"),
+    "cse": ("class-specific embedding", "#E69F00"),
     "loss": ("total", INK),
 }
 WATCHED = {"val_map": "mAP on validation, percent", "test_map": "mAP on TEST images, percent"}
@@ -38,7 +39,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], stage: str, *, title: str 
 
     Args:
         metrics: records of ``run.metrics()``.
-        stage: ``"stage1"``, ``"stage2"`` or ``"joint"``.
+        stage: the kind of the run: ``"stage1"``, ``"stage2"``, ``"joint"``, or a rival's, such as ``"coop"``.
     """
     own = [r for r in metrics if r.get("stage") == stage]
     records = [r for r in own if "loss" in r]
@@ -142,7 +143,7 @@ def context_shift(
     """Draw the mean change of each context set, and how far each class's text embedding turned away from T_H.
 
     Args:
-        shift: ``global`` and ``local`` -> mean absolute change of a context's entries.
+        shift: ``global`` and ``local`` -> mean absolute change of a context's entries; ``global residual``, too.
         similarity: set -> (C,) cosine between the learned and the hand-crafted embedding of each class.
         spread: mean absolute entry of the contexts, to which a change compares.
     """
@@ -156,9 +157,10 @@ def context_shift(
     left.set_ylim(0, 1.35 * max(spread, *shift.values()))
     left.set_ylabel("mean absolute change")
     left.set_title("context vectors")
-    order = np.argsort(np.minimum.reduce([similarity[name] for name in names]), kind="stable")
+    views = [name for name in names if name in similarity]  # not the residuals of a set
+    order = np.argsort(np.minimum.reduce([similarity[name] for name in views]), kind="stable")
     colours = group_colours(class_counts)
-    for name, marker, size in zip(names, "oD", (28, 18), strict=False):
+    for name, marker, size in zip(views, "oD", (28, 18), strict=False):
         face = [colours[c] for c in order] if marker == "o" else "white"
         edges, values = [colours[c] for c in order], similarity[name][order]
         right.scatter(range(len(order)), values, s=size, c=face, marker=marker, edgecolors=edges, label=name)
@@ -169,7 +171,7 @@ def context_shift(
             text.set(ha="right", rotation_mode="anchor")
     right.grid(axis="y")
     right.set_ylabel("cosine with the hand-crafted prompt")
-    right.set_title("text embeddings (full: " + names[0] + (", hollow: " + names[1] if len(names) > 1 else "") + ")")
+    right.set_title("text embeddings (full: " + views[0] + (", hollow: " + views[1] if len(views) > 1 else "") + ")")
     group_legend(figure, class_counts)
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure

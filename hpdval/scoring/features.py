@@ -23,7 +23,7 @@ from hpdval.data.dataset import Split
 from hpdval.data.store import ImageStore
 from hpdval.errors import ConfigError, ModelError, RunError
 from hpdval.files import cache_dir, digest, made_once
-from hpdval.models import Clip, ImageFeatures
+from hpdval.models import Encoder, ImageFeatures
 from hpdval.models.numeric import numeric_mode
 from hpdval.scoring.scorer import encode, native_resize
 
@@ -53,7 +53,7 @@ class FeatureStore:
     @classmethod
     def open(
         cls,
-        clip: Clip,
+        encoder: Encoder,
         split: Split,
         *,
         resize: str | None = None,
@@ -62,7 +62,7 @@ class FeatureStore:
         cache: str | os.PathLike[str] | None = None,
         show: bool = True,
     ) -> FeatureStore:
-        """Return the store of ``split`` by ``clip``, encoding the images where no intact store exists.
+        """Return the store of ``split`` by ``encoder``, encoding the images where no intact store exists.
 
         Args:
             resize: ``crop`` or ``squash``, see :func:`hpdval.data.store.resize_image`; None is the model's own.
@@ -77,15 +77,15 @@ class FeatureStore:
         """
         if dtype not in DTYPES:
             raise ConfigError(f"dtype of features is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
-        mode = resize or native_resize(clip)
-        images = ImageStore.open(split, clip.image_size, mode=mode)
+        mode = resize or native_resize(encoder)
+        images = ImageStore.open(split, encoder.image_size, mode=mode)
         code = (VERSION, hpdval.__version__, torch.__version__, open_clip.__version__)
-        numeric = clip.device.type, numeric_mode(precision, clip.device), torch.get_float32_matmul_precision()
-        key = digest("features", code, clip.fingerprint, split.ids, images.hashes, mode, dtype, numeric)
+        numeric = encoder.device.type, numeric_mode(precision, encoder.device), torch.get_float32_matmul_precision()
+        key = digest("features", code, encoder.fingerprint, split.ids, images.hashes, mode, dtype, numeric)
         path = Path(cache or cache_dir() / "features") / f"{key}.{dtype}"
-        rows, columns = clip.patch_grid
-        store = cls(key, path, (len(split), 1 + rows * columns, clip.embed_dim), dtype)
-        fill = partial(_fill, store, clip, images.images, split.ids, precision, show)
+        rows, columns = encoder.patch_grid
+        store = cls(key, path, (len(split), 1 + rows * columns, encoder.embed_dim), dtype)
+        fill = partial(_fill, store, encoder, images.images, split.ids, precision, show)
         return made_once(path, partial(_intact, store), fill)
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ def queued(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def encode_split(
-    clip: Clip,
+    encoder: Encoder,
     split: Split,
     *,
     resize: str | None = None,
@@ -153,11 +153,13 @@ def encode_split(
     show: bool = True,
 ) -> Features:
     """Return the features of a split from its store, on the model's device; see :meth:`FeatureStore.open`."""
-    store = FeatureStore.open(clip, split, resize=resize, dtype=dtype, precision=precision, show=show)
-    return Features(store, clip.device)
+    store = FeatureStore.open(encoder, split, resize=resize, dtype=dtype, precision=precision, show=show)
+    return Features(store, encoder.device)
 
 
-def _fill(store: FeatureStore, clip: Clip, images: np.ndarray, ids: Sequence[str], precision: str, show: bool) -> None:
+def _fill(
+    store: FeatureStore, encoder: Encoder, images: np.ndarray, ids: Sequence[str], precision: str, show: bool
+) -> None:
     """Write the records of all images; what an earlier process left whole is kept.  The lock is ours."""
     store.path.unlink(missing_ok=True)  # damaged, and perhaps still mapped elsewhere: it must not change there
     part = store.path.with_name(f".{store.path.name}.part")
@@ -166,7 +168,7 @@ def _fill(store: FeatureStore, clip: Clip, images: np.ndarray, ids: Sequence[str
     os.truncate(part, done * store.record)
     try:
         with open(part, "ab") as file:
-            for features in encode(clip, images[done:], batch_size=BATCH, precision=precision, show=show):
+            for features in encode(encoder, images[done:], batch_size=BATCH, precision=precision, show=show):
                 tokens = torch.cat([features.cls[:, None], features.patches], dim=1).cpu()  # (B, 1 + P, D)
                 file.write(_records(tokens, store.dtype, ids[done : done + len(tokens)]))
                 done += len(tokens)

@@ -17,15 +17,15 @@ from hpdval.metrics.localisation import Localisation, centre_map, random_map
 from hpdval.models.attention import attention_rollout, gradient_attention
 from hpdval.models.dual_view import patch_scores
 from hpdval.progress import progress
+from hpdval.scoring.dual_view import DualViewScorer
 from hpdval.scoring.features import encode_split
 from hpdval.scoring.maps import METHODS, default_prompts, grid_box, pairs_at_once, texts_of, upsample
-from hpdval.scoring.scorer import Scorer
 
 BLIND = ("random", "centre")  # maps that know nothing of the image
 
 
 def localise(
-    scorer: Scorer,
+    scorer: DualViewScorer,
     dataset: Dataset,
     *,
     split: str = "test",
@@ -78,7 +78,7 @@ def _part(dataset: Dataset, split: str) -> Split:
     return part
 
 
-def _columns(scorer: Scorer, dataset: Dataset) -> list[int]:
+def _columns(scorer: DualViewScorer, dataset: Dataset) -> list[int]:
     """Return where the model has each class of the data set: by name, for orders may differ."""
     unknown = [name for name in dataset.classes if name not in scorer.classes]
     if unknown:
@@ -87,7 +87,7 @@ def _columns(scorer: Scorer, dataset: Dataset) -> list[int]:
 
 
 def localise_models(
-    models: Mapping[str, Scorer],
+    models: Mapping[str, DualViewScorer],
     dataset: Dataset,
     *,
     split: str = "test",
@@ -112,7 +112,7 @@ def localise_models(
 
 
 def _items(
-    scorer: Scorer, known: Sequence[dict[int, Region]], maps: Iterator[np.ndarray]
+    scorer: DualViewScorer, known: Sequence[dict[int, Region]], maps: Iterator[np.ndarray]
 ) -> Iterator[tuple[int, int, Region, np.ndarray]]:
     """Yield image, class, region and the map over the image of each pair."""
     for index, (found, values) in enumerate(zip(known, maps, strict=True)):
@@ -123,7 +123,7 @@ def _items(
                 yield index, c, region, heatmap
 
 
-def _blind(method: str, scorer: Scorer, split: Split, classes: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+def _blind(method: str, scorer: DualViewScorer, split: Split, classes: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
     rows, columns = scorer.clip.patch_grid
     for name, wanted in zip(split.ids, classes, strict=True):
         maps = np.zeros((len(wanted), rows, columns), np.float32)
@@ -136,7 +136,7 @@ def _blind(method: str, scorer: Scorer, split: Split, classes: Sequence[Sequence
 
 
 def maps_of_split(
-    scorer: Scorer,
+    scorer: DualViewScorer,
     split: Split,
     classes: Sequence[Sequence[int]],
     *,
@@ -167,7 +167,7 @@ def maps_of_split(
 
 
 def _similarities(
-    scorer: Scorer,
+    scorer: DualViewScorer,
     split: Split,
     classes: Sequence[Sequence[int]],
     texts: torch.Tensor,
@@ -185,7 +185,7 @@ def _similarities(
 
 
 def _attentions(
-    scorer: Scorer,
+    scorer: DualViewScorer,
     split: Split,
     classes: Sequence[Sequence[int]],
     texts: torch.Tensor,

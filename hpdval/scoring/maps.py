@@ -24,7 +24,8 @@ from hpdval.models.attention import attention_rollout, attention_size, gradient_
 from hpdval.models.dual_view import READINGS, patch_count, patch_scores
 from hpdval.models.prompts import hand_crafted
 from hpdval.models.towers import grid_extent
-from hpdval.scoring.scorer import Scorer, encode
+from hpdval.scoring.dual_view import DualViewScorer
+from hpdval.scoring.scorer import encode
 
 METHODS = ("similarity", "gradient", "rollout")
 PROMPTS = ("local", "global", "hand-crafted")
@@ -101,7 +102,7 @@ def _weights(pixels: int, cells: int, start: float, stop: float) -> np.ndarray:
     return weights
 
 
-def grid_box(scorer: Scorer, shape: tuple[int, int]) -> Box:
+def grid_box(scorer: DualViewScorer, shape: tuple[int, int]) -> Box:
     """Return where the grid of patches lies on an image of ``shape`` (H, W): left, top, right, bottom in pixels."""
     size = scorer.clip.image_size
     left, top, right, bottom = view_box(*shape, size, scorer.resize)
@@ -109,7 +110,7 @@ def grid_box(scorer: Scorer, shape: tuple[int, int]) -> Box:
     return left, top, left + (right - left) * across, top + (bottom - top) * down
 
 
-def texts_of(scorer: Scorer, prompts: str = "local") -> torch.Tensor:
+def texts_of(scorer: DualViewScorer, prompts: str = "local") -> torch.Tensor:
     """Return the text features (C, D) of a scorer's classes: of its ``local`` or ``global`` set, or ``hand-crafted``.
 
     Raises:
@@ -123,7 +124,7 @@ def texts_of(scorer: Scorer, prompts: str = "local") -> torch.Tensor:
 
 
 def heatmaps(
-    scorer: Scorer,
+    scorer: DualViewScorer,
     image: str | os.PathLike[str] | np.ndarray,
     classes: Sequence[str] = (),
     *,
@@ -155,9 +156,10 @@ def heatmaps(
     >>> maps.values.shape, maps.pixels.shape, maps.names
     ((2, 8, 8), (2, 30, 90), ('cat', 'a red thing'))
     """
-    if not isinstance(scorer, Scorer):
+    if not isinstance(scorer, DualViewScorer):
         raise ConfigError(
-            f"{scorer!r:.60} is no scorer; give hpdval.load_run(folder) or hpdval.zero_shot_scorer(clip, classes)"
+            f"{scorer!r:.60} is no scorer of texts on patches; give hpdval.load_run(folder) of a "
+            "method with prompts, or hpdval.zero_shot_scorer(clip, classes)"
         )
     if isinstance(classes, str) or isinstance(texts, str):
         raise ConfigError("classes and texts are lists of strings; give [name] for one")
@@ -198,7 +200,7 @@ def default_prompts(method: str) -> str:
     return "local" if method == "similarity" else "global"
 
 
-def _values(scorer: Scorer, view: np.ndarray, rows: torch.Tensor, method: str, reading: str) -> np.ndarray:
+def _values(scorer: DualViewScorer, view: np.ndarray, rows: torch.Tensor, method: str, reading: str) -> np.ndarray:
     """Return the map of each text (n, P) on a view (1, S, S, 3) uint8."""
     if method == "similarity":
         (features,) = encode(scorer.clip, view, precision=scorer.precision, show=False)
@@ -212,7 +214,7 @@ def _values(scorer: Scorer, view: np.ndarray, rows: torch.Tensor, method: str, r
     return torch.cat(parts).cpu().numpy()
 
 
-def pairs_at_once(scorer: Scorer) -> int:
+def pairs_at_once(scorer: DualViewScorer) -> int:
     """Return how many pairs of an image and a class have their gradients at once: memory grows with heads x T^2."""
     rows, columns = scorer.clip.patch_grid
     layers, heads = attention_size(scorer.clip)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpdval.checkpoint import load_tensors
 from hpdval.config import Experiment
+from hpdval.data.captions import caption_digest
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
 from hpdval.distributed import FollowedRun, asked_to_stop, everyones, follow, rank, same_error
 from hpdval.errors import RunError
 from hpdval.files import digest, sha256_file, write_json
 from hpdval.metrics import Evaluation, evaluate
-from hpdval.models import Clip
-from hpdval.models.numeric import numeric_mode
+from hpdval.models import Clip, Encoder, load_clip
+from hpdval.models.cnn import load_cnn
+from hpdval.models.numeric import numeric_mode, resolve_device
 from hpdval.models.student import make_student
-from hpdval.run import Run, read_manifest, read_predictions, run_key
+from hpdval.rival_configs import LmptConfig, TunedConfig
+from hpdval.run import Run, read_manifest, read_predictions, read_result, run_key
+from hpdval.scoring.dual_view import DualViewScorer
+from hpdval.scoring.head import HeadScorer
 from hpdval.scoring.scorer import Scorer
 from hpdval.stopping import Interrupted
+
+ENCODERS: dict[str, Callable[..., Any]] = {"clip": load_clip, "cnn": load_cnn}  # by the stem of their files
+SCORERS: dict[str, Any] = {scorer.kind: scorer for scorer in (DualViewScorer, HeadScorer)}
 
 
 def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "auto") -> Scorer:
@@ -34,12 +45,30 @@ def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "au
     """
     folder = Path(folder)
     files = read_manifest(folder)["files"]
-    for name in ("clip.json", "clip.safetensors", "model.safetensors"):
+    stem = next((stem for stem in ENCODERS if f"{stem}.json" in files), "clip")
+    for name in (f"{stem}.json", f"{stem}.safetensors", "model.safetensors"):
         if name not in files or not (folder / name).exists():
-            raise RunError(f"{folder} holds no model ({name} is missing); runs of both stages and zero-shot do")
+            raise RunError(f"{folder} holds no model ({name} is missing); runs of a method and zero-shot do")
         if sha256_file(folder / name) != files[name]:
             raise RunError(f"{folder / name} differs from its hash in the manifest; it is damaged or was altered")
-    return Scorer.load(folder, device=device)
+    scorer = load_scorer(folder, device=device)
+    scorer.trained = read_result(folder).get("trained", {}) if "result.json" in files else {}
+    return scorer
+
+
+def load_scorer(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Scorer:
+    """Return the scorer that :meth:`Scorer.save` wrote to ``folder``."""
+    folder = Path(folder)
+    where = resolve_device(device)
+    tensors, state = load_tensors(folder / "model.safetensors")
+    tensors = {name: value.to(where) for name, value in tensors.items()}
+    stem = state.get("encoder", "clip")
+    files = str(folder / f"{stem}.json"), str(folder / f"{stem}.safetensors")
+    encoder: Encoder = ENCODERS[stem](files[0], pretrained=files[1], device=str(where))
+    options = {name: state[name] for name in ("resize", "method", "precision", "selection")}
+    scorer: Scorer = SCORERS[state.get("kind", DualViewScorer.kind)].from_state(encoder, tensors, state, **options)
+    scorer.came_from(folder)
+    return scorer
 
 
 def open_run(folder: str | os.PathLike[str], kind: str, dataset: Dataset, experiment: Experiment, start: Scorer) -> Run:
@@ -58,13 +87,17 @@ def describe_run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return configuration and inputs of a run: all that its result depends on, and nothing else."""
     experiment = experiment.relevant_to(kind)
-    if kind == "zero-shot":
+    if kind == "zero-shot" and isinstance(start, DualViewScorer):
         experiment = replace(experiment, score=start.score_config)  # one view or both: the scorer decides that
+    config = experiment.settings(kind)
     inputs = run_inputs(dataset, experiment, start)
-    config = experiment.stage2 if kind == "stage2" else experiment.stage1
-    inputs["numeric"] = numeric_mode(config.precision, start.clip.device)  # what "auto" means on this device
+    inputs["numeric"] = numeric_mode(config.precision, start.encoder.device)  # what "auto" means on this device
+    if isinstance(config, TunedConfig) and config.backbone is not None:
+        inputs["backbone"] = encoder_of(config, start.encoder, experiment.seed).fingerprint
+    if isinstance(config, LmptConfig):
+        inputs["captions"] = caption_digest(dataset.train)
     if kind in ("stage1", "joint") and not _trains_clip_itself(experiment):
-        inputs["student"] = student_of(experiment, start.clip).fingerprint
+        inputs["student"] = student_of(experiment, clip_of(start)).fingerprint
     return experiment.as_dict(), inputs
 
 
@@ -94,9 +127,27 @@ def student_of(experiment: Experiment, clip: Clip) -> Clip:
     )
 
 
+def clip_of(start: Scorer) -> Clip:
+    """Return the CLIP of a scorer that a training is to start from.
+
+    Raises:
+        RunError: it has none.
+    """
+    if not isinstance(start.encoder, Clip):
+        raise RunError(f"{start.method} has a {type(start.encoder).__name__} for encoder; start from a run with a CLIP")
+    return start.encoder
+
+
+def encoder_of(config: TunedConfig, encoder: Encoder, seed: int) -> Encoder:
+    """Return the encoder that a rival trains: a CNN where it names one, else a copy of ``encoder``."""
+    if config.backbone is None:
+        return copy.deepcopy(encoder)
+    return load_cnn(config.backbone, config.weights, image_size=config.image_size, device=encoder.device, seed=seed)
+
+
 def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[str, Any]:
     """Return what a run depends on besides its configuration: digests of labels, pixels and starting weights."""
-    size, resize = start.clip.image_size, experiment.resize
+    size, resize = start.encoder.image_size, experiment.resize
     pixels = {
         name: digest(list(ImageStore.open(split, size, mode=resize).hashes))
         for name, split in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
@@ -111,9 +162,9 @@ def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[
         "images": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
         "labels": labels,
         "pixels": pixels,
-        "weights": start.clip.fingerprint,
+        "weights": start.encoder.fingerprint,
         "start": start.method,
-        "device": start.clip.device.type,
+        "device": start.encoder.device.type,
     }
 
 
@@ -144,7 +195,8 @@ def score_run(
     if run.writes and not run.finished:
         scorer.save(run.folder)
         run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
-        about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed}
+        trained = {name: dict(cost) for name, cost in scorer.trained.items()}
+        about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed, "trained": trained}
         write_json(run.path("result.json"), {**about, "notes": list(dataset.notes), **result.as_dict()})
     return scores, result
 

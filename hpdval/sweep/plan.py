@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hpdval.config import METHODS, Experiment
+from hpdval.config import Experiment
 from hpdval.errors import ConfigError
 from hpdval.files import digest
 from hpdval.notebook_parameters import check_parameters, experiment_of, find_notebook, notebook_parameters
@@ -141,8 +141,8 @@ def _runs(source: Path, question: Question, base: Mapping[str, Any], seed: int) 
         given = {**base, **setting.parameters, **({"seed": seed} if "seed" in known else {})}
         values = check_parameters(source, given)
         experiment = experiment_of(source, values)
-        if experiment and setting.method not in (None, "zero-shot", *METHODS[experiment.stages]):
-            trained = ", ".join(("zero-shot", *METHODS[experiment.stages]))
+        if experiment and setting.method not in (None, "zero-shot", *experiment.methods):
+            trained = ", ".join(("zero-shot", *experiment.methods))
             raise ConfigError(f"comparison {question.name}: method is {setting.method!r}; its runs give {trained}")
         merged = {**known, **values}
         if setting.unless and all(text(_value(n, merged, experiment)) == text(v) for n, v in setting.unless.items()):

@@ -1,11 +1,20 @@
 """Tables from scores and from finished runs: means over seeds, paired differences, how they are saved; no torch."""
 
+from hpdval.tables.cost import Cost, cost_table, count_text, run_cost
 from hpdval.tables.errors import (
     calibration_summary,
     calibration_table,
     class_error_table,
     leakage_table,
     mistake_table,
+)
+from hpdval.tables.fewshot import (
+    FewShotResults,
+    episode_differences,
+    episode_table,
+    fewshot_protocol_table,
+    fewshot_table,
+    read_fewshot,
 )
 from hpdval.tables.inventory import list_runs
 from hpdval.tables.localisation import localisation_differences, localisation_per_class, localisation_table
@@ -34,6 +43,8 @@ from hpdval.tables.sizes import object_sizes, size_table
 
 __all__ = [
     "PUBLISHED",
+    "Cost",
+    "FewShotResults",
     "ShownTable",
     "calibration_summary",
     "calibration_table",
@@ -41,7 +52,13 @@ __all__ = [
     "class_error_table",
     "comparison_significance",
     "comparison_table",
+    "cost_table",
+    "count_text",
     "difference_table",
+    "episode_differences",
+    "episode_table",
+    "fewshot_protocol_table",
+    "fewshot_table",
     "formatted",
     "group_names",
     "interval_table",
@@ -58,9 +75,11 @@ __all__ = [
     "published_per_class",
     "published_results",
     "rank_table",
+    "read_fewshot",
     "read_runs",
     "refuse_other_images",
     "results_table",
+    "run_cost",
     "save_table",
     "score_table",
     "significance_table",

@@ -23,8 +23,8 @@ Results = Result | Sequence[Result]  # one, or one for each seed
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A line of the table: means and, over seeds, sample standard deviations, in percent."""
+class Row:
+    """A line of the table: means and, over seeds or episodes, sample standard deviations, in percent."""
 
     method: str
     model: str
@@ -56,9 +56,14 @@ def protocol_table(
         ConfigError: another test set without ``context``, marks needed without ``mark``, seeds of different protocols.
         RunError: a run is unfinished or damaged, or its seeds were not scored on the same images.
     """
-    rows = [_own_row(label, results) for label, results in ours.items()] + _published_rows(published)
+    rows = [_own_row(label, results) for label, results in ours.items()] + published_rows(published)
     if not rows:
         raise ConfigError("no row was given; give ours={label: run folder or evaluation}, published rows, or both")
+    return marked_table(rows, mark=mark, context=context)
+
+
+def marked_table(rows: Sequence[Row], *, mark: bool, context: bool, over: str = "seeds") -> pd.DataFrame:
+    """Return the table of :func:`protocol_table` from its rows, of which ours are means ``over`` seeds or episodes."""
     first = rows[0]
     told = [_told(repr(row.method), row.protocol, repr(first.method), first.protocol, context=context) for row in rows]
     if any(told) and not mark:
@@ -73,14 +78,14 @@ def protocol_table(
     table["seeds"] = table["seeds"].astype("Int64")
     table.attrs["footnotes"] = [
         f"protocol of the first row: {first.protocol}" + ("; what differs is marked" if letters else ""),
-        *(["in brackets: sample standard deviation over seeds"] if any(row.deviations for row in rows) else []),
+        *([f"in brackets: sample standard deviation over {over}"] if any(row.deviations for row in rows) else []),
         *(f"{letter}: {words}" for words, letter in letters.items()),
         *(f"{row.method}: {row.note}" for row in rows if row.note),
     ]
     return table
 
 
-def _clashes(rows: Sequence[_Row], told: Sequence[Sequence[str]]) -> str:
+def _clashes(rows: Sequence[Row], told: Sequence[Sequence[str]]) -> str:
     methods: dict[str, list[str]] = {}
     for row, words in zip(rows, told, strict=True):
         methods.setdefault(", ".join(words), []).append(repr(row.method))
@@ -127,13 +132,13 @@ def _records(label: str, results: Results) -> tuple[list[dict[str, Any]], Protoc
     return records, protocols[0]
 
 
-def _own_row(label: str, results: Results) -> _Row:
+def _own_row(label: str, results: Results) -> Row:
     records, protocol = _records(repr(label), results)
     numbers = np.array([[record[name] for name in COLUMNS] for record in records], dtype=np.float64)
     deviations = numbers.std(axis=0, ddof=1).tolist() if len(records) > 1 else []
-    return _Row(
+    return Row(
         method=label,
-        model=_model(_listed(results)[0]),
+        model=model_of(_listed(results)[0]),
         means=dict(zip(COLUMNS, numbers.mean(axis=0).tolist(), strict=True)),
         deviations=dict(zip(COLUMNS, deviations, strict=True)) if deviations else {},
         seeds=len(records),
@@ -143,7 +148,7 @@ def _own_row(label: str, results: Results) -> _Row:
     )
 
 
-def _model(result: Result) -> str:
+def model_of(result: Result) -> str:
     """Return the CLIP of a run, and the student where stage 1 trained another image encoder than CLIP's."""
     if isinstance(result, Evaluation):
         return "-"
@@ -155,12 +160,13 @@ def _model(result: Result) -> str:
     return ", ".join([*names, *([f"student {student}"] if trained and student != "clip" else [])]) or "-"
 
 
-def _published_rows(published: pd.DataFrame | None) -> list[_Row]:
+def published_rows(published: pd.DataFrame | None) -> list[Row]:
+    """Return the rows of a table of :func:`hpdval.tables.published_results`."""
     if published is None:
         return []
     records = published.astype(object).where(published.notna(), None).to_dict("records")
     return [
-        _Row(
+        Row(
             method=record["method"],
             model=", ".join(filter(None, (record["backbone"], record["visual_init"]))),
             means={name: np.nan if record[name] is None else float(record[name]) for name in COLUMNS},
@@ -174,7 +180,7 @@ def _published_rows(published: pd.DataFrame | None) -> list[_Row]:
     ]
 
 
-def _cells(row: _Row, letters: Sequence[str]) -> dict[str, Any]:
+def _cells(row: Row, letters: Sequence[str]) -> dict[str, Any]:
     marks = f" [{','.join(letters)}]" if letters else ""
     numbers = {}
     for name, value in row.means.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 Batch = dict[str, Any]
+Draw = Callable[[int, int], np.ndarray]  # (seed, epoch) -> the images of an epoch in their order, (n_images,)
 
 
 class Batches(Protocol):
@@ -21,13 +22,14 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How many updates there are, and which images each takes."""
+    """How many updates there are, and which images each takes; ``draw`` None takes every image once in an epoch."""
 
     n_images: int
     batch_size: int
     accumulate: int
     epochs: int
     seed: int
+    draw: Draw | None = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -40,8 +42,11 @@ class Plan:
         return self.epochs * self.updates_per_epoch
 
     def micro_batches(self, epoch: int) -> list[np.ndarray]:
-        """Return the image indices of every micro-batch of an epoch, permuted by (seed, epoch) alone."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.n_images)
+        """Return the image indices of every micro-batch of an epoch, drawn by (seed, epoch) alone."""
+        if self.draw is not None:
+            order = self.draw(self.seed, epoch)
+        else:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.n_images)
         return [order[start : start + self.batch_size] for start in range(0, self.n_images, self.batch_size)]
 
 

@@ -7,7 +7,7 @@ L = L_cls + kd_weight * L_kd + sc_weight * L_sc.  Views, epochs and schedule are
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from hpdval.models import Clip
 from hpdval.models.numeric import autocast
 from hpdval.models.prompts import hand_crafted
 from hpdval.run import Run
-from hpdval.scoring import Scorer, student_of
+from hpdval.scoring import DualViewScorer, clip_of, student_of
 from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
-from hpdval.training.objective import Objective, starting_objective
+from hpdval.training.objective import Objective, starting_objective, training_counts
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
-from hpdval.training.stage1 import DualViewAlignment, ViewBatches
+from hpdval.training.stage1 import DualViewAlignment, view_batches
 from hpdval.training.stage2 import PromptTuning, consistency
 
 
@@ -69,7 +69,7 @@ def train_joint(
     clip: Clip | None = None,
     device: str = "auto",
     show: bool = True,
-) -> Scorer:
+) -> DualViewScorer:
     """Train encoder and prompts at once and return the scorer; arguments and errors are those of ``train_stage1``.
 
     Raises:
@@ -78,33 +78,31 @@ def train_joint(
     with training_session("joint", dataset, experiment, run, start=clip, device=device, show=show) as session:
         if session.done is None:
             session.conclude(_train(session))
-        return session.scorer
+        return cast(DualViewScorer, session.scorer)
 
 
-def _train(session: TrainingSession) -> Scorer:
+def _train(session: TrainingSession) -> DualViewScorer:
     dataset, experiment, config = session.dataset, session.experiment, session.experiment.stage1
     if config.train_text:
         raise ConfigError("joint training keeps the text tower fixed; set stage1.train_text=false")
-    student = student_of(experiment, session.start.clip)
+    clip = clip_of(session.start)
+    student = student_of(experiment, clip)
     store = ImageStore.open(dataset.train, student.image_size, mode=experiment.resize)
     text = hand_crafted(student, dataset.classes, experiment.template)
     objective = starting_objective(config, experiment, dataset, student, text, store.images)
-    tuning = PromptTuning(student, dataset.classes, text, objective, experiment)
-    task = JointTraining(DualViewAlignment(student, session.start.clip, dataset.classes, objective, experiment), tuning)
+    tuning = PromptTuning(student, dataset.classes, text, objective, experiment, training_counts(dataset))
+    task = JointTraining(DualViewAlignment(student, clip, dataset.classes, objective, experiment), tuning)
 
-    def scorer() -> Scorer:
+    def scorer() -> DualViewScorer:
         with torch.no_grad():
             texts = tuning.texts()
-        contexts = dict(tuning.prompts.contexts.items())
-        about = {"contexts": contexts, "method": "joint", "precision": config.precision}
+        about = {"contexts": tuning.prompts.named_contexts(), "method": "joint", "precision": config.precision}
         return scorer_of(session, student, texts["global"], texts["local"], **about)
 
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    facts = fit_stage(
-        "joint", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score
-    )
+    facts = fit_stage("joint", task, view_batches(store, dataset, experiment, clip), config, session, score)
     session.run.log(stage="joint", **facts, **objective.record(), context_shift=tuning.prompts.moved())
     student.requires_grad_(False)
     return scorer()

@@ -22,7 +22,7 @@ from hpdval.models.numeric import numeric_mode
 from hpdval.progress import progress
 from hpdval.run import Run
 from hpdval.stopping import LOOK_SECONDS, Interrupted, take_request
-from hpdval.training.batches import Batch, Batches, Plan, micro_batches_of_updates
+from hpdval.training.batches import Batch, Batches, Draw, Plan, micro_batches_of_updates
 from hpdval.training.trainer import Task, Trainer
 
 CHECKPOINT_SECONDS = 60.0
@@ -65,16 +65,19 @@ def fit(
     stage: str,
     n_images: int,
     seed: int,
+    draw: Draw | None = None,
     watch: tuple[str, Callable[[], float]] | None = None,
     keep_best: bool = False,
     show: bool = True,
 ) -> dict[str, Any]:
     """Train ``task`` in place for ``config.epochs`` epochs, continuing from the run's checkpoint where there is one.
 
-    Returns how it was computed: CPU ``threads``, ``numeric`` mode, whether ``compiled``.
+    Returns how it was computed: CPU ``threads``, ``numeric`` mode, whether ``compiled``; and what that took: the number
+    of ``parameters`` that were trained, and the ``seconds`` of all attempts, as far as their checkpoints tell.
 
     Args:
         batches: yields, for arrays of image indices and an epoch, dictionaries with ``ids`` and what the task needs.
+        draw: the images of an epoch in their order, where that is not every image once.
         watch: name and function of a mAP in percent that is logged after each epoch, such as ``val_map``.
         keep_best: leave the epoch in which that was best in the task, not the last one.
 
@@ -83,7 +86,7 @@ def fit(
         Interrupted: SIGTERM came, or a request (:mod:`hpdval.stopping`); a checkpoint was saved.
         KeyboardInterrupt: Ctrl-C came; a checkpoint was saved.
     """
-    plan = Plan(n_images, config.batch_size, config.accumulate, config.epochs, seed)
+    plan = Plan(n_images, config.batch_size, config.accumulate, config.epochs, seed, draw)
     trainer = Trainer(task, config, plan, run, stage, keep_best=keep_best)
     threads = torch.get_num_threads()
     trainer.resume()
@@ -98,7 +101,8 @@ def fit(
         )
         facts = {"threads": torch.get_num_threads()}
     _settle(trainer)
-    return {**facts, "numeric": numeric_mode(task.precision, trainer.device), "compiled": task.compiled}
+    how = {"numeric": numeric_mode(task.precision, trainer.device), "compiled": task.compiled}
+    return {**facts, **how, "parameters": trainer.parameters, "seconds": trainer.seconds}
 
 
 def _follow(

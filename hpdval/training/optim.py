@@ -11,7 +11,7 @@ from torch import nn
 
 
 def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two AdamW groups of the trainable parameters: weight decay on matrices, none on biases, norms and scalars.
+    """Return two groups of the trainable parameters: weight decay on matrices, none on biases, norms and scalars.
 
     >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 3), lr=1e-3, weight_decay=0.1)]
     [1, 1]
@@ -24,6 +24,17 @@ def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> li
         {"params": vectors, "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return AdamW, Adam (whose weight decay is part of the gradient) or SGD with momentum 0.9, over parameter groups.
+
+    >>> make_optimizer("sgd", [{"params": [nn.Parameter(torch.ones(1))], "lr": 0.1}]).defaults["momentum"]
+    0.9
+    """
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=0.9, fused=True)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[name](groups, fused=True)
 
 
 def lr_factor(update: int, total: int, schedule: str = "constant", warmup: float = 0.1) -> float:

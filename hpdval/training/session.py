@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,11 @@ from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.recipes import get_recipe
 from hpdval.run import Run
-from hpdval.scoring import Scorer, load_run, open_run, report_run, zero_shot_scorer
+from hpdval.scoring import DualViewScorer, Scorer, load_run, open_run, report_run, zero_shot_scorer
 from hpdval.scoring.scorer import NOTHING_TRAINED
 from hpdval.training.batches import Batches
 from hpdval.training.loop import Task, fit
+from hpdval.training.sampling import class_aware
 
 SELECTION = {
     "last": "none (last epoch)",
@@ -43,6 +44,7 @@ class TrainingSession:
     owned: bool
     show: bool
     done: Scorer | None = None
+    cost: dict[str, float] = field(default_factory=dict)  # what training took: parameters, seconds
 
     @property
     def scorer(self) -> Scorer:
@@ -53,6 +55,7 @@ class TrainingSession:
     def conclude(self, scorer: Scorer) -> None:
         """Save the model; where the run belongs to this session, evaluate on the test split and finish it, too."""
         self.done = scorer
+        scorer.trained = {**self.start.trained, **({scorer.method: self.cost} if self.cost else {})}
         if self.owned:
             report_run(self.run, scorer, self.dataset, self.experiment, show=self.show)
         elif self.run.writes:
@@ -94,7 +97,7 @@ def _start(
     if isinstance(start, (str, os.PathLike)):
         start = load_run(start, device=device)
     if isinstance(start, Scorer):
-        start.clip.to(device)
+        start.encoder.to(device)
         return start
     clip = start or load_clip(experiment.clip, pretrained=experiment.pretrained, device=device)
     clip.to(device)
@@ -109,22 +112,18 @@ def scorer_of(
     text_global: torch.Tensor,
     text_local: torch.Tensor | None = None,
     **options: Any,
-) -> Scorer:
+) -> DualViewScorer:
     """Return the scorer of encoders and texts (C, D), evaluated and selected as the session's experiment says."""
-    experiment, own = session.experiment, SELECTION[session.experiment.selection]
-    before = session.start.selection
+    experiment = session.experiment
+    known = {"score": experiment.evaluation_score, "template": experiment.template, **selected(session)}
+    return DualViewScorer(clip, session.dataset.classes, text_global, text_local, **{**known, **options})
+
+
+def selected(session: TrainingSession) -> dict[str, str]:
+    """Return what every scorer of this session has in common: how images are resized, how its epoch was selected."""
+    own, before = SELECTION[session.experiment.selection], session.start.selection
     inherited = "" if before in (NOTHING_TRAINED, SELECTION["last"], own) else f"; its start: {before}"
-    return Scorer(
-        clip,
-        session.dataset.classes,
-        text_global,
-        text_local,
-        score=experiment.evaluation_score,
-        resize=experiment.resize,
-        template=experiment.template,
-        selection=own + inherited,
-        **options,
-    )
+    return {"resize": session.experiment.resize, "selection": own + inherited}
 
 
 def fit_stage(
@@ -137,22 +136,27 @@ def fit_stage(
 ) -> dict[str, Any]:
     """Follow the task's losses under the session's selection rule, and return how that was computed.
 
+    What it took goes into ``session.cost``.
+
     Args:
         score: gives the scores (N, C) of a split by the weights as they are now.
     """
     dataset, experiment = session.dataset, session.experiment
-    return fit(
+    facts = fit(
         task,
         batches,
         config,
         session.run,
         stage=stage,
         n_images=len(dataset.train),
+        draw=class_aware(dataset.train.targets) if config.sampling == "class-aware" else None,
         seed=experiment.seed,
         watch=watched_map(dataset, experiment, score),
         keep_best=experiment.selection != "last",
         show=session.show,
     )
+    session.cost = {name: facts.pop(name) for name in ("parameters", "seconds")}
+    return facts
 
 
 def watched_map(

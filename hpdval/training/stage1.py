@@ -7,16 +7,13 @@ text tower learns along, and the teacher is the student itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from hpdval.config import AugmentConfig, Experiment
-from hpdval.data.augment import augment
+from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
 from hpdval.distributed import gather, share
@@ -24,12 +21,13 @@ from hpdval.models import Clip, ImageFeatures
 from hpdval.models.numeric import autocast, image_encoder
 from hpdval.models.prompts import class_prompts, hand_crafted
 from hpdval.run import Run
-from hpdval.scoring import Scorer, encode, student_of
+from hpdval.scoring import DualViewScorer, clip_of, encode, student_of
 from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
+from hpdval.training.views import ViewBatches
 
 
 def distillation_loss(student_cls: torch.Tensor, teacher_cls: torch.Tensor) -> torch.Tensor:
@@ -111,63 +109,16 @@ class DualViewAlignment(Task):
         return losses
 
 
-class _Views(TorchDataset[Any]):
-    """Augmented views of one epoch; a view depends on (seed, epoch, image) and on nothing else."""
-
-    def __init__(self, store: ImageStore, epoch: int, seed: int, config: AugmentConfig) -> None:
-        self.store, self.epoch, self.seed, self.config = store, epoch, seed, config
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        image = torch.from_numpy(np.array(self.store.images[index])).permute(2, 0, 1)  # (3, S, S)
-        return augment(image, seed=self.seed, epoch=self.epoch, index=int(index), config=self.config)
-
-
-class ViewBatches:
-    """Batches of augmented views (B, 3, S, S) uint8, their targets (B, C) float32 and ids.
-
-    Of several processes each draws the views of its share alone; targets and ids are those of the whole batch.
-
-    On CUDA without workers the images stay on the device and views are drawn there; otherwise views are drawn on the
-    CPU, by ``workers`` processes if there are any, and cross over from pinned memory.
-    """
-
-    def __init__(self, store: ImageStore, dataset: Dataset, experiment: Experiment, teacher: Clip) -> None:
-        self.store, self.ids, self.experiment = store, dataset.train.ids, experiment
-        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
-        config, device = experiment.stage1, teacher.device
-        resident = device.type == "cuda" and config.workers == 0
-        resident = (
-            resident and store.images.nbytes < torch.cuda.mem_get_info(device)[0] // 4
-        )  # the rest is for training
-        self.images = torch.from_numpy(np.array(store.images)).to(device) if resident else None  # (N, S, S, 3)
-        self.pinned = device.type == "cuda"
-        self.teacher: torch.Tensor | None = None  # (N, D), where views never change
-        asked = config.kd_weight and config.teacher == "separate"
-        if asked and not (config.augment.flip or config.augment.randaugment_ops or config.augment.cutout):
-            options: dict[str, Any] = {"precision": config.precision, "description": "teacher", "show": False}
-            own = encode(teacher, store.images[share(len(store))], **options)
-            self.teacher = gather(torch.cat([part.cls for part in own]), len(store))
-
-    def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield one batch for each array of image indices."""
-        own = [chosen[share(len(chosen))] for chosen in indices]
-        for chosen, images in zip(indices, self._views(own, epoch), strict=True):
-            batch = {"images": images, "targets": self.targets[chosen], "ids": [self.ids[i] for i in chosen]}
-            if self.teacher is not None:
-                batch["teacher"] = self.teacher[torch.from_numpy(chosen).to(self.teacher.device)]
-            yield batch
-
-    def _views(self, indices: Sequence[np.ndarray], epoch: int) -> Iterable[torch.Tensor]:
-        config, seed = self.experiment.stage1, self.experiment.seed
-        if self.images is None:
-            views = _Views(self.store, epoch, seed, config.augment)
-            options: dict[str, Any] = {"num_workers": config.workers, "pin_memory": self.pinned}
-            return DataLoader(views, batch_sampler=[batch.tolist() for batch in indices], **options)
-        resident = self.images.permute(0, 3, 1, 2)  # (N, 3, S, S)
-        return (
-            torch.stack([augment(resident[i], seed=seed, epoch=epoch, index=int(i), config=config.augment) for i in b])
-            for b in indices
-        )
+def view_batches(store: ImageStore, dataset: Dataset, experiment: Experiment, teacher: Clip) -> ViewBatches:
+    """Return the views of stage 1; a teacher is asked once where the views never change."""
+    config, known = experiment.stage1, None
+    asked = config.kd_weight and config.teacher == "separate"
+    if asked and not (config.augment.flip or config.augment.randaugment_ops or config.augment.cutout):
+        options: dict[str, Any] = {"precision": config.precision, "description": "teacher", "show": False}
+        own = encode(teacher, store.images[share(len(store))], **options)
+        known = gather(torch.cat([part.cls for part in own]), len(store))
+    options = {"seed": experiment.seed, "device": teacher.device, "workers": config.workers}
+    return ViewBatches(store, dataset, config.augment, teacher=known, **options)
 
 
 def train_stage1(
@@ -178,7 +129,7 @@ def train_stage1(
     clip: Clip | None = None,
     device: str = "auto",
     show: bool = True,
-) -> Scorer:
+) -> DualViewScorer:
     """Train the visual encoder by dual-view alignment and return its scorer.
 
     Args:
@@ -195,18 +146,19 @@ def train_stage1(
     with training_session("stage1", dataset, experiment, run, start=clip, device=device, show=show) as session:
         if session.done is None:
             session.conclude(_train(session))
-        return session.scorer
+        return cast(DualViewScorer, session.scorer)
 
 
-def _train(session: TrainingSession) -> Scorer:
+def _train(session: TrainingSession) -> DualViewScorer:
     dataset, experiment, config = session.dataset, session.experiment, session.experiment.stage1
-    student = student_of(experiment, session.start.clip)
+    clip = clip_of(session.start)
+    student = student_of(experiment, clip)
     store = ImageStore.open(dataset.train, student.image_size, mode=experiment.resize)
     text = hand_crafted(student, dataset.classes, experiment.template)
     objective = starting_objective(config, experiment, dataset, student, text, store.images)
-    task = DualViewAlignment(student, session.start.clip, dataset.classes, objective, experiment)
+    task = DualViewAlignment(student, clip, dataset.classes, objective, experiment)
 
-    def scorer() -> Scorer:
+    def scorer() -> DualViewScorer:
         with torch.no_grad():
             texts = task.texts()
         return scorer_of(session, student, texts, method="stage 1", precision=config.precision)
@@ -214,9 +166,7 @@ def _train(session: TrainingSession) -> Scorer:
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    facts = fit_stage(
-        "stage1", task, ViewBatches(store, dataset, experiment, session.start.clip), config, session, score
-    )
+    facts = fit_stage("stage1", task, view_batches(store, dataset, experiment, clip), config, session, score)
     session.run.log(stage="stage1", **facts, **objective.record())
     student.requires_grad_(False)
     return scorer()

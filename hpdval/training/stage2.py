@@ -6,24 +6,23 @@ L2 = L_cls + sc_weight * L_sc.  The ViT is frozen and the view fixed, so feature
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from hpdval.config import Experiment, Stage2Config
 from hpdval.data.dataset import Dataset, Split
-from hpdval.distributed import share
 from hpdval.models import Clip
 from hpdval.models.prompts import SETS, HierarchicalPrompts, hand_crafted
 from hpdval.models.student import make_student
 from hpdval.run import Run
-from hpdval.scoring import Features, Scorer, encode_split
-from hpdval.scoring.features import queued
+from hpdval.scoring import DualViewScorer, Scorer, clip_of
 from hpdval.training.batches import Batch
+from hpdval.training.features import FeatureBatches, FrozenFeatures
 from hpdval.training.loop import Task
-from hpdval.training.objective import Objective, starting_objective
+from hpdval.training.objective import Objective, starting_objective, training_counts
 from hpdval.training.optim import parameter_groups
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
 
@@ -49,12 +48,21 @@ def consistency(
 
 
 class PromptTuning(Task):
-    """The task of stage 2: contexts (M, W) of the global and the local prompts, and the objective's scale and bias."""
+    """The task of stage 2: contexts (M, W) of the global and the local prompts, and the objective's scale and bias.
+
+    ``class_counts`` (C,), training positives, are for ``stage2.shrinkage``, which gives classes contexts of their own.
+    """
 
     text: torch.Tensor  # T_H (C, D)
 
     def __init__(
-        self, clip: Clip, classes: Sequence[str], text: torch.Tensor, objective: Objective, experiment: Experiment
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        text: torch.Tensor,
+        objective: Objective,
+        experiment: Experiment,
+        class_counts: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         config = self.config = experiment.stage2
@@ -69,6 +77,8 @@ class PromptTuning(Task):
             init=config.init,
             seed=experiment.seed,
             learned=learned,
+            class_counts=class_counts,
+            shrinkage=config.shrinkage,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -87,21 +97,6 @@ class PromptTuning(Task):
         return losses | consistency(self.config, self.text, texts)
 
 
-class FeatureBatches:
-    """Batches of features that were computed once, their targets (B, C) float32 and ids."""
-
-    def __init__(self, features: Features, dataset: Dataset) -> None:
-        self.features, self.ids = features, dataset.train.ids
-        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
-
-    def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield one batch for each array of image indices; the view is fixed, so ``epoch`` changes nothing."""
-        for batch in indices:
-            targets = queued(self.targets[batch], self.features.device)
-            features = self.features[batch[share(len(batch))]]
-            yield {"features": features, "targets": targets, "ids": [self.ids[i] for i in batch]}
-
-
 def train_stage2(
     dataset: Dataset,
     experiment: Experiment | str = "scenes",
@@ -110,7 +105,7 @@ def train_stage2(
     start: Scorer | str | os.PathLike[str] | None = None,
     device: str = "auto",
     show: bool = True,
-) -> Scorer:
+) -> DualViewScorer:
     """Tune global and local prompts on a frozen encoder and return the scorer.
 
     Args:
@@ -127,34 +122,29 @@ def train_stage2(
     with training_session("stage2", dataset, experiment, run, start=start, device=device, show=show) as session:
         if session.done is None:
             session.conclude(_train(session))
-        return session.scorer
+        return cast(DualViewScorer, session.scorer)
 
 
-def _train(session: TrainingSession) -> Scorer:
+def _train(session: TrainingSession) -> DualViewScorer:
     dataset, experiment, config = session.dataset, session.experiment, session.experiment.stage2
-    clip = session.start.clip if experiment.normalise else make_student(session.start.clip, normalise=False)
+    clip = clip_of(session.start)
+    clip = clip if experiment.normalise else make_student(clip, normalise=False)
     text = hand_crafted(clip, dataset.classes, experiment.template)
-    options = {"resize": experiment.resize, "precision": config.precision, "dtype": config.features}
-    features = encode_split(clip, dataset.train, show=session.show, **options)
+    frozen = FrozenFeatures(clip, session, precision=config.precision, dtype=config.features)
+    features = frozen.of(dataset.train, show=session.show)
     objective = starting_objective(config, experiment, dataset, clip, text, features)
-    task = PromptTuning(clip, dataset.classes, text, objective, experiment)
+    task = PromptTuning(clip, dataset.classes, text, objective, experiment, training_counts(dataset))
 
-    def scorer() -> Scorer:
+    def scorer() -> DualViewScorer:
         with torch.no_grad():
             texts = task.texts()
-        contexts = dict(task.prompts.contexts.items())
-        about = {"contexts": contexts, "method": "stage 2", "precision": config.precision}
+        about = {"contexts": task.prompts.named_contexts(), "method": "stage 2", "precision": config.precision}
         result = scorer_of(session, clip, texts["global"], texts["local"], **about)
-        result.share_clip_of(session.start)
+        result.share_encoder_of(session.start)
         return result
 
-    seen: dict[int, Features] = {}  # the encoder is fixed, so a split is encoded once
-
     def score(split: Split) -> np.ndarray:
-        if id(split) not in seen:
-            seen[id(split)] = encode_split(clip, split, show=False, **options)
-        now = scorer()
-        return torch.cat([now.score_features(batch).cpu() for batch in seen[id(split)].batches()]).numpy()
+        return frozen.scores(scorer(), split)
 
     facts = fit_stage("stage2", task, FeatureBatches(features, dataset), config, session, score)
     session.run.log(stage="stage2", **facts, **objective.record(), context_shift=task.prompts.moved())

@@ -10,23 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpdval.config import METHODS, Experiment
+from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset
 from hpdval.distributed import join, rank, same_error
+from hpdval.errors import DataError
 from hpdval.losses import build_loss
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.models.prompts import context_init
 from hpdval.recipes import get_recipe
+from hpdval.rival_configs import LmptConfig
 from hpdval.scoring import open_run, report_run, shared_folder, zero_shot_scorer
 from hpdval.training.joint import train_joint
+from hpdval.training.rivals import train_rival
 from hpdval.training.stage1 import train_stage1
 from hpdval.training.stage2 import train_stage2
 
 
 def run_folders(run: str | os.PathLike[str], experiment: Experiment) -> dict[str, Path]:
     """Return where :func:`train` puts the run of each method, in the order in which they are made."""
-    return {method: Path(run) / method.replace(" ", "") for method in ("zero-shot", *METHODS[experiment.stages])}
+    if experiment.rival is not None:
+        return {"zero-shot": Path(run) / "zero-shot", experiment.rival.label: Path(run) / experiment.rival.kind}
+    return {method: Path(run) / method.replace(" ", "") for method in ("zero-shot", *experiment.methods)}
 
 
 def train(
@@ -42,11 +47,11 @@ def train(
     """Run zero-shot and every stage of the experiment, and return the folder of each finished run by its method.
 
     ``experiment.stages`` says which: ``sequence`` (stage 1, and stage 2 on its encoder), ``separate`` (both from CLIP,
-    as the released scripts do), ``stage1``, ``stage2`` or ``joint``.  What is finished below ``run`` is skipped, what
-    was interrupted continues.
+    as the released scripts do), ``stage1``, ``stage2``, ``joint``, or ``rival``, another method.  What is finished
+    below ``run`` is skipped, what was interrupted continues.
 
     Args:
-        run: the folder below which ``zero-shot``, ``stage1``, ``stage2`` or ``joint`` are made.
+        run: the folder below which ``zero-shot``, ``stage1``, ``stage2``, ``joint`` or the rival's are made.
         shared: a folder for the runs of zero-shot and stage 1, each under its key, which experiments that agree in all
             that they depend on share; None keeps them below ``run``.
         clip: the model to start from; by default what the experiment names.
@@ -80,6 +85,8 @@ def train(
         train_stage2(dataset, experiment, run=runs["stage 2"], start=start, device=device, show=show)
     if "joint" in runs:
         train_joint(dataset, experiment, run=runs["joint"], clip=clip, device=device, show=show)
+    if experiment.rival is not None:
+        train_rival(dataset, experiment, run=runs[experiment.rival.label], clip=clip, device=device, show=show)
     return runs
 
 
@@ -89,6 +96,10 @@ def _check(dataset: Dataset, experiment: Experiment, clip: Clip, methods: Iterab
     tuned = {"stage 2", "joint"} & {*methods}
     if tuned:
         context_init(clip, experiment.stage2.contexts, experiment.stage2.init)
+    if isinstance(experiment.rival, TrainingConfig):
+        build_loss(experiment.rival.loss, counts, n)
+    if isinstance(experiment.rival, LmptConfig) and dataset.train.captions is None:
+        raise DataError(f"{dataset.name} has no captions, which LMPT learns from; docs/data.md says how to give some")
     if {"stage 1", "joint"} & {*methods}:
         build_loss(experiment.stage1.loss, counts, n)
     if "stage 2" in tuned:

@@ -1,4 +1,4 @@
-"""State of one training and its update: tensors, AdamW, moving average, checkpoints, and what is not finite.
+"""State of one training and its update: tensors, optimiser, moving average, checkpoints, and what is not finite.
 
 On CUDA losses are not read back at each update: one that is not finite is masked on the device, and every few updates
 they are read, which is when the run stops and names the images.
@@ -7,21 +7,23 @@ they are read, which is when the run stops and names the images.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hpdval.checkpoint import load_checkpoint, save_checkpoint
 from hpdval.config import TrainingConfig
-from hpdval.distributed import accumulating, everyones, parallel
+from hpdval.distributed import accumulating, everyones, parallel, rank
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models.numeric import numeric_mode
 from hpdval.run import Run
 from hpdval.training.batches import Batch, Plan
-from hpdval.training.optim import MovingAverage, lr_factor
+from hpdval.training.optim import MovingAverage, lr_factor, make_optimizer
 
 READ_EVERY = 10  # updates between two looks at the losses, on CUDA
 MOST_SKIPPED = 20  # updates in a row that float16 may lose to overflow; the scale has then fallen by a million
@@ -32,6 +34,7 @@ class Task(nn.Module):
 
     precision = "float32"  # the numeric mode it runs in, and whether compiled
     compiled = False
+    stochastic = False  # whether its losses draw from torch's generator, as dropout does
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses of one batch."""
@@ -42,12 +45,28 @@ class Task(nn.Module):
         return self.losses(batch)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's parameter groups, each with its ``lr`` and ``weight_decay``."""
+        """Return the optimiser's parameter groups, each with its ``lr`` and ``weight_decay``."""
         raise NotImplementedError
 
 
+@contextmanager
+def drawing(task: Task, seed: int, update: int, number: int) -> Iterator[None]:
+    """What a stochastic task draws is a function of seed, update and micro-batch, so that a resumed run draws it again.
+
+    Of several processes each has its own images, and so its own draws.
+    """
+    if not task.stochastic:
+        yield
+        return
+    device = next(task.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        state = np.random.SeedSequence((seed, update, number, rank())).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]) >> 1)
+        yield
+
+
 class Trainer:
-    """State of one training: the task's trainable tensors, AdamW, the moving average, and where it stands."""
+    """State of one training: the task's trainable tensors, optimiser, the moving average, and where it stands."""
 
     def __init__(
         self, task: Task, config: TrainingConfig, plan: Plan, run: Run, stage: str, *, keep_best: bool = False
@@ -57,7 +76,9 @@ class Trainer:
         self.named = {name: p for name, p in task.named_parameters() if p.requires_grad}
         groups = task.parameter_groups()
         self.base_lr = [float(group["lr"]) for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.optimizer = make_optimizer(config.optimizer, groups)
+        self.parameters = sum(parameter.numel() for parameter in self.named.values())
+        self._began, self._earlier = time.monotonic(), 0.0  # seconds that earlier attempts took
         self.ema = MovingAverage(self.named.values(), config.ema_decay) if config.ema_decay else None
         self.update = 0
         self.keep_best = keep_best
@@ -73,6 +94,11 @@ class Trainer:
         # PyTorch's own start of 65,536 loses the first updates to overflow, which a short training feels
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10) if half else None
 
+    @property
+    def seconds(self) -> float:
+        """How long this training has taken, with its earlier attempts."""
+        return round(self._earlier + time.monotonic() - self._began, 3)
+
     # -- state -----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -83,11 +109,12 @@ class Trainer:
         tensors: dict[str, torch.Tensor] = {f"task.{name}": p for name, p in self.named.items()}
         for index, parameter in enumerate(self._parameters()):  # all are counted, also those without a state yet
             moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if value is not None}
         if self.ema is not None:
             tensors |= {f"ema.{i}": value for i, value in enumerate(self.ema.average)}
         tensors |= {f"best.{name}": value for name, value in self.best_tensors.items()}
         state = {"key": self.run.key, "update": self.update, "best": self.best, "threads": torch.get_num_threads()}
+        state["seconds"] = self.seconds
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         save_checkpoint(self.path, tensors, state)
@@ -121,7 +148,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
         self.best_tensors = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
-        self.update = state["update"]
+        self.update, self._earlier = state["update"], state.get("seconds", 0.0)
         torch.set_num_threads(state["threads"])  # sums in another order would give other bits
         self.run.forget_metrics(self.stage, self.update)
 
@@ -151,7 +178,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         means: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else accumulating(self.model):
+            alone = nullcontext() if number == len(batches) else accumulating(self.model)
+            with alone, drawing(self.task, self.plan.seed, self.update, number):
                 for name, value in self._backward(batch, len(batches)).items():
                     share = value.detach().float() / len(batches)
                     means[name] = means[name] + share if name in means else share
@@ -201,7 +229,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # fused AdamW skips the update where it is 1
+            self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # a fused optimiser skips the update where it is 1
             self.optimizer.step()
         if self.ema is not None:
             self.ema.update()

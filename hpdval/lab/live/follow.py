@@ -234,9 +234,10 @@ def _values(record: Mapping[str, Any]) -> dict[str, float]:
 def _plan(start: Mapping[str, Any]) -> Plan | None:
     """Return how many updates a run is to make, from its record."""
     try:
-        stage = start["config"]["stage2" if start["kind"] == "stage2" else "stage1"]
+        own = {"stage1": "stage1", "joint": "stage1", "stage2": "stage2"}.get(start["kind"], "rival")
+        stage = start["config"][own]
         numbers = (start["inputs"]["images"]["train"], stage["batch_size"], stage["accumulate"], stage["epochs"])
-        trains = start["kind"] in ("stage1", "stage2", "joint") and all(isinstance(n, int) and n > 0 for n in numbers)
+        trains = all(isinstance(n, int) and n > 0 for n in numbers)
         return Plan(*numbers, seed=0) if trains else None
     except (KeyError, TypeError):
         return None

@@ -1,0 +1,85 @@
+"""Augmented views of training images, batch by batch: what every training takes whose encoder learns.
+
+Letters: N images, B in a batch, C classes, D width of the features, S pixels of a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from hpdval.config import AugmentConfig
+from hpdval.data.augment import augment
+from hpdval.data.dataset import Dataset
+from hpdval.data.store import ImageStore
+from hpdval.distributed import share
+from hpdval.training.batches import Batch
+
+
+class _Views(TorchDataset[Any]):
+    """Augmented views of one epoch; a view depends on (seed, epoch, image) and on nothing else."""
+
+    def __init__(self, store: ImageStore, epoch: int, seed: int, config: AugmentConfig) -> None:
+        self.store, self.epoch, self.seed, self.config = store, epoch, seed, config
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = torch.from_numpy(np.array(self.store.images[index])).permute(2, 0, 1)  # (3, S, S)
+        return augment(image, seed=self.seed, epoch=self.epoch, index=int(index), config=self.config)
+
+
+class ViewBatches:
+    """Batches of augmented views (B, 3, S, S) uint8, their targets (B, C) float32 and ids.
+
+    Of several processes each draws the views of its share alone; targets and ids are those of the whole batch.
+
+    On CUDA without workers the images stay on the device and views are drawn there; otherwise views are drawn on the
+    CPU, by ``workers`` processes if there are any, and cross over from pinned memory.  ``teacher`` (N, D) is what a
+    teacher makes of the images, where that is known beforehand, and goes along.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        dataset: Dataset,
+        config: AugmentConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        workers: int = 0,
+        teacher: torch.Tensor | None = None,
+    ) -> None:
+        self.store, self.ids, self.config, self.seed, self.workers = store, dataset.train.ids, config, seed, workers
+        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
+        resident = device.type == "cuda" and workers == 0
+        resident = (
+            resident and store.images.nbytes < torch.cuda.mem_get_info(device)[0] // 4
+        )  # the rest is for training
+        self.images = torch.from_numpy(np.array(store.images)).to(device) if resident else None  # (N, S, S, 3)
+        self.pinned = device.type == "cuda"
+        self.teacher = teacher
+
+    def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """Yield one batch for each array of image indices."""
+        own = [chosen[share(len(chosen))] for chosen in indices]
+        for chosen, images in zip(indices, self._views(own, epoch), strict=True):
+            batch = {"images": images, "targets": self.targets[chosen], "ids": [self.ids[i] for i in chosen]}
+            if self.teacher is not None:
+                batch["teacher"] = self.teacher[torch.from_numpy(chosen).to(self.teacher.device)]
+            yield batch
+
+    def _views(self, indices: Sequence[np.ndarray], epoch: int) -> Iterable[torch.Tensor]:
+        config, seed = self.config, self.seed
+        if self.images is None:
+            views = _Views(self.store, epoch, seed, config)
+            options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.pinned}
+            return DataLoader(views, batch_sampler=[batch.tolist() for batch in indices], **options)
+        resident = self.images.permute(0, 3, 1, 2)  # (N, 3, S, S)
+        return (
+            torch.stack([augment(resident[i], seed=seed, epoch=epoch, index=int(i), config=config) for i in b])
+            for b in indices
+        )
