@@ -30,6 +30,7 @@ _EXPORTS = {
     "watch": "hpdval.lab.live.widget",
     "train_fewshot": "hpdval.training.fewshot",
     "train_joint": "hpdval.training.joint",
+    "train_rival": "hpdval.training.rivals",
     "train_stage1": "hpdval.training.stage1",
     "train_stage2": "hpdval.training.stage2",
     "average_precision": "hpdval.metrics",
@@ -70,6 +71,7 @@ __all__ = [
     "train",
     "train_fewshot",
     "train_joint",
+    "train_rival",
     "train_stage1",
     "train_stage2",
     "watch",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from hpdval.scoring import Scorer, heatmaps, load_run, open_run, report_run, score_run, zero_shot, zero_shot_scorer
     from hpdval.training.fewshot import train_fewshot
     from hpdval.training.joint import train_joint
+    from hpdval.training.rivals import train_rival
     from hpdval.training.stage1 import train_stage1
     from hpdval.training.stage2 import train_stage2
     from hpdval.training.stages import train

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, update_wrapper
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "paper": paper,
     "released": released,
     **RIVAL_RECIPES,
-    **{f"{name}-small": partial(small, name) for name in RIVAL_RECIPES},
+    **{f"{name}-small": update_wrapper(partial(small, name), small) for name in RIVAL_RECIPES},
 }
 
 

@@ -108,7 +108,7 @@ class LmptConfig(CoopConfig):
     init: str = "a photo of a"
     per_class: bool = True
     mix: float = number(0.5, 0.0, 1.0)
-    margin: float = number(0.2, 0.0)
+    margin: float = number(0.2, above=0.0)
     gamma: float = number(2.0, 0.0)
     form: str = choice("corrected", *FORMS)
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 import hpdval
 from hpdval import cli, recipes, tables
+from hpdval.rival_recipes import RIVAL_RECIPES
 from hpdval.commands import joined
 from hpdval.data import scenes
 from hpdval.models import load_clip
@@ -471,9 +472,16 @@ def rows(heading: str) -> list[list[str]]:
 def test_the_page_of_recipes_names_each_and_no_other() -> None:
     page = RECIPES_PAGE.read_text(encoding="utf-8")
     head = page.split("\n## ")[0]
-    assert re.findall(r"^\| `([\w-]+)` \|", head, re.M) == list(recipes.RECIPES)
-    assert [row[0].strip("`") for row in rows("Commands and times")] == list(recipes.RECIPES)
-    assert {row[0].strip("`") for row in rows("Measured")} == set(recipes.RECIPES)
+    own = [name for name, recipe in recipes.RECIPES.items() if recipe().rival is None]
+    assert re.findall(r"^\| `([\w-]+)` \|", head, re.M) == own
+    assert [row[0].strip("`") for row in rows("Commands and times")] == own
+    assert {row[0].strip("`") for row in rows("Measured")} == set(own)
+
+
+def test_the_page_of_rivals_names_each_and_no_other() -> None:
+    table = (ROOT / "docs/rivals.md").read_text(encoding="utf-8").split("## The methods")[1].split("\n\n")[2]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert [name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)] == list(RIVAL_RECIPES)
 
 
 @pytest.mark.parametrize("row", rows("Measured"), ids=lambda row: " ".join(row[:2]))

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpdval.errors import ModelError
 from hpdval.models import Encoder, ImageFeatures
 from hpdval.models.conditional_prompts import ConditionalPrompts
 from hpdval.models.cprfl import Cprfl
 from hpdval.models.dual_prompts import RegionPooling
 from hpdval.models.heads import CategoryPrompts, Classifier, NearestNeighbours
+from hpdval.models.weights import brief
 from hpdval.scoring.scorer import Scorer
 
 Tensors = Mapping[str, torch.Tensor]
@@ -57,13 +59,20 @@ class HeadScorer(Scorer):
 
     @torch.no_grad()
     def score_features(self, features: ImageFeatures) -> torch.Tensor:
-        """Return (B, C) float32 scores of encoded images."""
+        """Return (B, C) float32 scores of encoded images.
+
+        Raises:
+            ModelError: the head has another number of classes than the scorer.
+        """
         training = self.head.training
         self.head.eval()
         try:
-            return self.head(features, self.encoder).float()
+            scores: torch.Tensor = self.head(features, self.encoder).float()
         finally:
             self.head.train(training)
+        if scores.shape[1] != len(self.classes):
+            raise ModelError(f"the head gives {scores.shape[1]} scores, but there are {len(self.classes)} classes")
+        return scores
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the head's tensors, and how it was made."""
@@ -72,8 +81,16 @@ class HeadScorer(Scorer):
 
     @classmethod
     def from_state(cls, encoder: Encoder, tensors: Tensors, state: Mapping[str, Any], **options: Any) -> HeadScorer:
-        """Return the scorer whose :meth:`state` this was; ``options`` are those of every scorer."""
+        """Return the scorer whose :meth:`state` this was; ``options`` are those of every scorer.
+
+        Raises:
+            ModelError: the tensors are those of another head, encoder or list of classes.
+        """
         name, own = state["head"], state["options"]
         head = HEADS[name](encoder, state["classes"], tensors, **own)
-        head.load_state_dict(dict(tensors))
+        try:
+            head.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            what = f"{len(state['classes'])} classes on {encoder.embed_dim} features"
+            raise ModelError(f"the tensors do not fit a head {name!r} of {what}: {brief(error)}") from error
         return cls(encoder, state["classes"], head.to(encoder.device), (name, own), **options)

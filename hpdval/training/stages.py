@@ -19,7 +19,7 @@ from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.models.prompts import context_init
 from hpdval.recipes import get_recipe
-from hpdval.rival_configs import LmptConfig
+from hpdval.rival_configs import CocoopConfig, CoopConfig, DualCoopConfig, LmptConfig
 from hpdval.scoring import open_run, report_run, shared_folder, zero_shot_scorer
 from hpdval.training.joint import train_joint
 from hpdval.training.rivals import train_rival
@@ -98,6 +98,8 @@ def _check(dataset: Dataset, experiment: Experiment, clip: Clip, methods: Iterab
         context_init(clip, experiment.stage2.contexts, experiment.stage2.init)
     if isinstance(experiment.rival, TrainingConfig):
         build_loss(experiment.rival.loss, counts, n)
+    if isinstance(experiment.rival, CoopConfig | CocoopConfig | DualCoopConfig):
+        context_init(clip, experiment.rival.contexts, experiment.rival.init)
     if isinstance(experiment.rival, LmptConfig) and dataset.train.captions is None:
         raise DataError(f"{dataset.name} has no captions, which LMPT learns from; docs/data.md says how to give some")
     if {"stage 1", "joint"} & {*methods}:

@@ -18,14 +18,14 @@ from hpdval.training.rivals import train_rival
 
 LR = "rival.lr"
 CANDIDATES: dict[str, tuple[str, list[float]]] = {
-    "knn": ("rival.k", [5, 10, 20, 50]),
-    "linear-probe": (LR, [3e-3, 1e-2, 3e-2, 1e-1]),
+    "knn": ("rival.k", [5, 10, 20, 50, 100]),
+    "linear-probe": (LR, [3e-3, 1e-2, 3e-2, 1e-1, 3e-1]),
     "mlp-probe": (LR, [3e-4, 1e-3, 3e-3, 1e-2]),
-    "coop": (LR, [1e-3, 3e-3, 1e-2, 3e-2]),
-    "coop-classes": (LR, [1e-3, 3e-3, 1e-2, 3e-2]),
-    "cocoop": (LR, [3e-4, 1e-3, 3e-3, 1e-2]),
-    "lmpt": (LR, [1e-3, 3e-3, 1e-2, 3e-2]),
+    "coop": (LR, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
+    "coop-classes": (LR, [1e-4, 3e-4, 1e-3, 3e-3]),
+    "lmpt": (LR, [1e-4, 3e-4, 1e-3, 3e-3]),
     "dualcoop": (LR, [1e-3, 3e-3, 1e-2, 3e-2]),
+    "cocoop": (LR, [3e-4, 1e-3, 3e-3]),
     "fine-tuning": (LR, [1e-4, 3e-4, 1e-3]),
     "lora": (LR, [1e-3, 3e-3, 1e-2]),
     "cprfl": (LR, [1e-4, 3e-4, 1e-3]),
