@@ -152,7 +152,8 @@ RIVAL_RECIPES: dict[str, Callable[[], Experiment]] = {
 }
 
 # what differs for the small CLIP; learning rates were chosen on validation images (reports/selection.md)
-_PROMPTS = {"rival.optimizer": "adamw", "rival.epochs": 20}
+_PROMPTS = {"rival.optimizer": "adamw", "rival.epochs": 20, "rival.scale": 5.0}
+_WORDS = {"rival.contexts": 4, "rival.init": "a photo of a"}
 _TUNED = {
     "rival.epochs": 12,
     "rival.augment.randaugment_ops": 1,
@@ -164,11 +165,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "knn": {},
     "linear-probe": {},
     "mlp-probe": {"rival.hidden": 256},
-    "coop": {**_PROMPTS, "rival.contexts": 4, "rival.lr": 5e-3},
-    "coop-classes": {**_PROMPTS, "rival.contexts": 4, "rival.lr": 5e-3},
+    "coop": {**_PROMPTS, **_WORDS, "rival.lr": 1e-3},
+    "coop-classes": {**_PROMPTS, **_WORDS, "rival.lr": 1e-3},
     "cocoop": {**_PROMPTS, "rival.epochs": 10, "rival.lr": 5e-3},
     "lmpt": {**_PROMPTS, "rival.lr": 5e-3, "rival.batch_size": 32},
-    "dualcoop": {**_PROMPTS, "rival.contexts": 4, "rival.lr": 5e-3, "rival.logit_scale": 20.0},
+    "dualcoop": {**_PROMPTS, "rival.scale": 1.0, "rival.contexts": 4, "rival.lr": 5e-3, "rival.logit_scale": 20.0},
     "fine-tuning": {**_TUNED, "rival.lr": 3e-4},
     "lora": {**_TUNED, "rival.lr": 3e-3},
     "cprfl": {

@@ -288,7 +288,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             return {prefix: value}
         return {k: v for name, inner in value.items() for k, v in leaves(inner, f"{prefix}.{name}".lstrip(".")).items()}
 
-    before, after = leaves(old), leaves(new)
+    before, after = leaves({name: old.get(name) for name in new}), leaves(new)  # times are not compared
     changed = [n for n in sorted({*before, *after} - {"key"}) if before.get(n) != after.get(n)]
     return (
         "; ".join(f"{n}: {before.get(n)!r} there, {after.get(n)!r} here" for n in changed[:3])

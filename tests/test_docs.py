@@ -29,12 +29,12 @@ from safetensors.torch import save_file
 
 import hpdval
 from hpdval import cli, recipes, tables
-from hpdval.rival_recipes import RIVAL_RECIPES
 from hpdval.commands import joined
 from hpdval.data import scenes
 from hpdval.models import load_clip
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
 from hpdval.overrides import named_values
+from hpdval.rival_recipes import RIVAL_RECIPES
 from hpdval.sweep.grid import read_grid
 
 ROOT = Path(__file__).resolve().parent.parent

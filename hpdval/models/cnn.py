@@ -30,7 +30,8 @@ class Cnn(Encoder):
 
     def __init__(self, backbone: Backbone, image_size: int, pretrained: str | None) -> None:
         super().__init__()
-        self.model, self.name, self.pretrained = backbone, backbone.name, pretrained
+        self.backbone, self.name, self.pretrained = backbone, backbone.name, pretrained
+        self.model = backbone.trunk  # what is saved: under timm's names, as load_trunk reads it
         self.config = {"backbone": backbone.name, "image_size": image_size}
         self.prepare(Preprocess(size=image_size, mean=backbone.mean, std=backbone.std, resize_mode="squash"))
         self.embed_dim = backbone.width
@@ -43,7 +44,7 @@ class Cnn(Encoder):
     @property
     def visual(self) -> nn.Module:
         """The backbone."""
-        return self.model
+        return self.backbone
 
     def train(self, mode: bool = True) -> Cnn:
         """Set the mode of everything but batch normalisation, whose statistics stay."""

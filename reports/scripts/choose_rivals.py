@@ -1,6 +1,6 @@
 """Choose the settings of the rivals on validation images: python reports/scripts/choose_rivals.py runs/choose-rivals
 
-Every rival has a few candidates of one setting and its recipe for the rest, and is measured on parts carved from the
+Every rival has a few candidates and its recipe for the rest, and is measured on parts carved from the
 training images of scenes-lt (20 %; seeds 0 and 1, where the encoder learns seed 0 alone).  The carved part takes the
 place of the test images, which are never loaded.  Finished runs are skipped; the table goes to stdout.
 """
@@ -17,18 +17,20 @@ from hpdval.run import read_result
 from hpdval.training.rivals import train_rival
 
 LR = "rival.lr"
-CANDIDATES: dict[str, tuple[str, list[float]]] = {
-    "knn": ("rival.k", [5, 10, 20, 50, 100]),
-    "linear-probe": (LR, [3e-3, 1e-2, 3e-2, 1e-1, 3e-1]),
-    "mlp-probe": (LR, [3e-4, 1e-3, 3e-3, 1e-2]),
-    "coop": (LR, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
-    "coop-classes": (LR, [1e-4, 3e-4, 1e-3, 3e-3]),
-    "lmpt": (LR, [1e-4, 3e-4, 1e-3, 3e-3]),
-    "dualcoop": (LR, [1e-3, 3e-3, 1e-2, 3e-2]),
-    "cocoop": (LR, [3e-4, 1e-3, 3e-3]),
-    "fine-tuning": (LR, [1e-4, 3e-4, 1e-3]),
-    "lora": (LR, [1e-3, 3e-3, 1e-2]),
-    "cprfl": (LR, [1e-4, 3e-4, 1e-3]),
+BOTH_SCALES = [f"{LR}={lr} rival.scale={scale}" for scale, lrs in ((20, (1e-4, 1e-3)), (5, (3e-4, 1e-3, 3e-3, 1e-2)))
+               for lr in lrs]  # fmt: skip
+CANDIDATES: dict[str, list[str]] = {  # settings that differ from the recipe's
+    "knn": [f"rival.k={k}" for k in (5, 10, 20, 50, 100)],
+    "linear-probe": [f"{LR}={lr}" for lr in (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)],
+    "mlp-probe": [f"{LR}={lr}" for lr in (3e-4, 1e-3, 3e-3, 1e-2)],
+    "coop": BOTH_SCALES,
+    "coop-classes": BOTH_SCALES,
+    "lmpt": BOTH_SCALES,
+    "cocoop": BOTH_SCALES[1:5],
+    "dualcoop": [f"{LR}={lr}" for lr in (1e-4, 1e-3, 1e-2)],
+    "fine-tuning": [f"{LR}={lr}" for lr in (3e-5, 1e-4, 3e-4)],
+    "lora": [f"{LR}={lr}" for lr in (3e-4, 1e-3, 3e-3)],
+    "cprfl": [f"{LR}={lr}" for lr in (1e-4, 3e-4, 1e-3)],
 }
 LEARNING = ("fine-tuning", "lora", "cprfl")  # the rivals whose encoder learns
 
@@ -43,16 +45,15 @@ def main(out: Path, names: list[str]) -> None:
     """Train every candidate, and print its mAP on the parts."""
     parts = {seed: carved(seed) for seed in (0, 1)}
     for name in names or CANDIDATES:
-        field, values = CANDIDATES[name]
-        for value in values:
+        for candidate in CANDIDATES[name]:
             totals = []
             for seed, data in [*parts.items()][: 1 if name in LEARNING else None]:
-                recipe = hpdval.get_recipe(f"{name}-small", seed=seed, **{field: value})
-                folder = out / f"{name}-{value:g}-{seed}"
+                recipe = hpdval.get_recipe(f"{name}-small", seed=seed, **hpdval.parse_overrides(candidate))
+                folder = out / f"{name} {candidate} {seed}"
                 train_rival(data, recipe, run=folder, show=False)
                 totals.append(read_result(folder)["total"])
             shown = " ".join(f"{total:.2f}" for total in totals)
-            print(f"{name:13} {field}={value:<6g} mean {sum(totals) / len(totals):.2f}  parts {shown}", flush=True)
+            print(f"{name:13} {candidate:32} mean {sum(totals) / len(totals):.2f}  parts {shown}", flush=True)
 
 
 if __name__ == "__main__":
