@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hpdval.config import AugmentConfig, Experiment, LossConfig, Rival
+from hpdval.config import Experiment, LossConfig, Rival
 from hpdval.overrides import override
 from hpdval.rival_configs import (
     CocoopConfig,
@@ -26,7 +26,6 @@ from hpdval.rival_configs import (
 
 ASL, BCE = LossConfig(name="asl"), LossConfig(name="bce")
 LOGITS: dict[str, Any] = {"scale": 1.0, "bias": 0.0, "scale_lr": 0.0}  # what a head gives is the logit already
-SMALL_VIEWS = AugmentConfig(randaugment_ops=1, randaugment_magnitude=5, cutout=0.25)
 
 
 def _of(name: str, rival: Rival) -> Experiment:
@@ -151,9 +150,9 @@ RIVAL_RECIPES: dict[str, Callable[[], Experiment]] = {
     "cprfl": cprfl,
 }
 
-# what differs for the small CLIP; learning rates were chosen on validation images (reports/selection.md)
-_PROMPTS = {"rival.optimizer": "adamw", "rival.epochs": 20, "rival.scale": 5.0}
-_WORDS = {"rival.contexts": 4, "rival.init": "a photo of a"}
+# what differs for the small CLIP; settings were chosen on validation images (reports/selection.md)
+_PROMPTS = {"rival.optimizer": "adamw", "rival.epochs": 20, "rival.contexts": 4, "rival.lr": 1e-4}
+_WORDS = {**_PROMPTS, "rival.init": "a photo of a"}
 _TUNED = {
     "rival.epochs": 12,
     "rival.augment.randaugment_ops": 1,
@@ -162,19 +161,19 @@ _TUNED = {
 }
 SMALL: dict[str, dict[str, Any]] = {
     "prompt-ensemble": {},
-    "knn": {},
-    "linear-probe": {},
-    "mlp-probe": {"rival.hidden": 256},
-    "coop": {**_PROMPTS, **_WORDS, "rival.lr": 1e-3},
-    "coop-classes": {**_PROMPTS, **_WORDS, "rival.lr": 1e-3},
-    "cocoop": {**_PROMPTS, "rival.epochs": 10, "rival.lr": 5e-3},
-    "lmpt": {**_PROMPTS, "rival.lr": 5e-3, "rival.batch_size": 32},
-    "dualcoop": {**_PROMPTS, "rival.scale": 1.0, "rival.contexts": 4, "rival.lr": 5e-3, "rival.logit_scale": 20.0},
-    "fine-tuning": {**_TUNED, "rival.lr": 3e-4},
-    "lora": {**_TUNED, "rival.lr": 3e-3},
+    "knn": {"rival.k": 100},
+    "linear-probe": {"rival.lr": 1e-1},
+    "mlp-probe": {"rival.hidden": 256, "rival.lr": 3e-3},
+    "coop": _WORDS,
+    "coop-classes": _WORDS,
+    "cocoop": {**_WORDS, "rival.epochs": 10, "rival.lr": 3e-4, "rival.scale": 5.0},
+    "lmpt": {**_WORDS, "rival.batch_size": 32},
+    "dualcoop": {**_PROMPTS, "rival.lr": 1e-2, "rival.logit_scale": 20.0},
+    "fine-tuning": {**_TUNED, "rival.lr": 3e-5},
+    "lora": {**_TUNED, "rival.lr": 3e-4},
     "cprfl": {
         **_TUNED,
-        "rival.lr": 3e-4,
+        "rival.lr": 1e-4,
         "rival.backbone": None,
         "rival.weights": None,
         "rival.width": 256,

@@ -17,8 +17,8 @@ from hpdval.run import read_result
 from hpdval.training.rivals import train_rival
 
 LR = "rival.lr"
-BOTH_SCALES = [f"{LR}={lr} rival.scale={scale}" for scale, lrs in ((20, (1e-4, 1e-3)), (5, (3e-4, 1e-3, 3e-3, 1e-2)))
-               for lr in lrs]  # fmt: skip
+RATES = ((20, (3e-5, 1e-4, 1e-3)), (5, (3e-4, 1e-3, 3e-3, 1e-2)))  # for each start of the objective's scale
+BOTH_SCALES = [f"{LR}={lr} rival.scale={scale}" for scale, rates in RATES for lr in rates]
 CANDIDATES: dict[str, list[str]] = {  # settings that differ from the recipe's
     "knn": [f"rival.k={k}" for k in (5, 10, 20, 50, 100)],
     "linear-probe": [f"{LR}={lr}" for lr in (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)],
@@ -26,10 +26,10 @@ CANDIDATES: dict[str, list[str]] = {  # settings that differ from the recipe's
     "coop": BOTH_SCALES,
     "coop-classes": BOTH_SCALES,
     "lmpt": BOTH_SCALES,
-    "cocoop": BOTH_SCALES[1:5],
-    "dualcoop": [f"{LR}={lr}" for lr in (1e-4, 1e-3, 1e-2)],
-    "fine-tuning": [f"{LR}={lr}" for lr in (3e-5, 1e-4, 3e-4)],
-    "lora": [f"{LR}={lr}" for lr in (3e-4, 1e-3, 3e-3)],
+    "cocoop": BOTH_SCALES[2:5],
+    "dualcoop": [*(f"{LR}={lr}" for lr in (1e-3, 1e-2, 3e-2)), f"{LR}=0.01 rival.per_class=false"],
+    "fine-tuning": [f"{LR}={lr}" for lr in (1e-5, 3e-5, 1e-4, 3e-4)],
+    "lora": [f"{LR}={lr}" for lr in (1e-4, 3e-4, 1e-3, 3e-3)],
     "cprfl": [f"{LR}={lr}" for lr in (1e-4, 3e-4, 1e-3)],
 }
 LEARNING = ("fine-tuning", "lora", "cprfl")  # the rivals whose encoder learns
