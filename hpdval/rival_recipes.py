@@ -167,10 +167,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "coop": _WORDS,
     "coop-classes": _WORDS,
     "cocoop": {**_WORDS, "rival.epochs": 10, "rival.lr": 3e-4, "rival.scale": 5.0},
-    "lmpt": {**_WORDS, "rival.batch_size": 32},
-    "dualcoop": {**_PROMPTS, "rival.lr": 1e-2, "rival.logit_scale": 20.0},
+    "lmpt": {**_WORDS, "rival.batch_size": 32, "rival.lr": 3e-5},
+    "dualcoop": {**_PROMPTS, "rival.lr": 1e-2, "rival.per_class": False, "rival.logit_scale": 20.0},
     "fine-tuning": {**_TUNED, "rival.lr": 3e-5},
-    "lora": {**_TUNED, "rival.lr": 3e-4},
+    "lora": {**_TUNED, "rival.lr": 1e-4},
     "cprfl": {
         **_TUNED,
         "rival.lr": 1e-4,

@@ -130,7 +130,7 @@ def test_another_loss_begins_with_its_own_constants() -> None:
 
 def test_the_sweep_of_rivals() -> None:
     plan = make_plan("05", read_grid("rivals"), seeds=1)
-    assert len(plan.jobs) == 40
+    assert len(plan.jobs) == 43
     comparisons = {comparison["name"]: comparison for comparison in plan.comparisons}
     cells = {name: {cell["label"]: cell for cell in known["cells"]} for name, known in comparisons.items()}
     ours = ["HP-DVAL, stage 1", "HP-DVAL"]

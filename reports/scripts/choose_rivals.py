@@ -28,9 +28,10 @@ CANDIDATES: dict[str, list[str]] = {  # settings that differ from the recipe's
     "lmpt": BOTH_SCALES,
     "cocoop": BOTH_SCALES[2:5],
     "dualcoop": [*(f"{LR}={lr}" for lr in (1e-3, 1e-2, 3e-2)), f"{LR}=0.01 rival.per_class=false"],
-    "fine-tuning": [f"{LR}={lr}" for lr in (1e-5, 3e-5, 1e-4, 3e-4)],
+    "fine-tuning": [f"{LR}={lr}" for lr in (1e-5, 3e-5, 1e-4, 3e-4)]
+    + [f"{LR}={lr} rival.epochs=2" for lr in (3e-5, 1e-4, 3e-4)],
     "lora": [f"{LR}={lr}" for lr in (1e-4, 3e-4, 1e-3, 3e-3)],
-    "cprfl": [f"{LR}={lr}" for lr in (1e-4, 3e-4, 1e-3)],
+    "cprfl": [f"{LR}={lr}" for lr in (3e-5, 1e-4, 3e-4, 1e-3)],
 }
 LEARNING = ("fine-tuning", "lora", "cprfl")  # the rivals whose encoder learns
 
