@@ -243,6 +243,8 @@ class Experiment(Checked):
             raise ConfigError(
                 f"stages={self.stages!r} in an experiment with {has}; choose the recipe of a rival instead"
             )
+        if self.rival is not None and not self.normalise:
+            raise ConfigError("normalise=false belongs to HP-DVAL's stages; a rival's images are always normalised")
         if self.selection == "validation" and self.val == 0:
             raise ConfigError("selection='validation' needs a validation part; set val, for example val=0.2")
         if self.selection == "test" and self.score.reading != "released":

@@ -16,7 +16,8 @@ from typing import Any
 from hpdval.config import LOSS_NAMES, AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config
 from hpdval.errors import ConfigError
 from hpdval.overrides import field_names, override
-from hpdval.rival_recipes import RIVAL_RECIPES, small
+from hpdval.rival_configs import CprflConfig
+from hpdval.rival_recipes import RIVAL_RECIPES, sized, small
 
 
 def scenes() -> Experiment:
@@ -169,17 +170,18 @@ TRAINED = ("stage1", "stage2", "rival")  # the fields of an experiment that may 
 
 
 def coco_lt(experiment: Experiment) -> Experiment:
-    """Return the experiment with COCO-LT's constants: mu 0.2, lambda 2, and 5 where positives are scaled."""
+    """Return the experiment with COCO-LT's constants: mu 0.2, lambda 2, 5 where positives are scaled; CPRFL's rate."""
 
     def constants(loss: LossConfig) -> LossConfig:
         if loss.name not in REBALANCED:
             return loss
         return replace(loss, mu=0.2, lam=2.0, pos_scale=None if loss.pos_scale is None else 5.0)
 
-    trained: dict[str, Any] = {name: getattr(experiment, name) for name in TRAINED}
-    return replace(
-        experiment, **{n: replace(c, loss=constants(c.loss)) for n, c in trained.items() if hasattr(c, "loss")}
-    )
+    configs: dict[str, Any] = {n: config for n in TRAINED if hasattr(config := getattr(experiment, n), "loss")}
+    configs = {name: replace(config, loss=constants(config.loss)) for name, config in configs.items()}
+    if isinstance(experiment.rival, CprflConfig) and experiment.rival.backbone is not None:
+        configs["rival"] = replace(configs["rival"], lr=1e-5)  # CPRFL's own rate there
+    return replace(experiment, **configs)
 
 
 def scenes_lt(experiment: Experiment) -> Experiment:
@@ -188,12 +190,12 @@ def scenes_lt(experiment: Experiment) -> Experiment:
     The same for every recipe, so that they go on to differ in what they differ in: the small CLIP, the small ViT
     trained with labels in the place of ImageNet's, weaker views, thirty times the learning rate of the encoder, a tenth
     of L_kd's weight (features of the small CLIP are ten times as large), and at most 24 epochs of stage 1.  A rival has
-    a recipe for this, see :func:`hpdval.rival_recipes.small`.
+    a recipe for this, see :func:`hpdval.rival_recipes.sized`.
     """
     if experiment.clip == "scenes":
         return experiment
     if experiment.rival is not None:
-        return replace(small(experiment.name), name=experiment.name)
+        return sized(experiment)
     stage1 = experiment.stage1
     stage1 = replace(
         stage1,

@@ -22,7 +22,6 @@ class EnsembleConfig(Rival):
 
     kind: ClassVar[str] = "ensemble"
     templates: str = choice("imagenet", "simple", "imagenet")
-    precision: str = choice("auto", "auto", "float32", "bfloat16", "pure-bfloat16", "float16")
 
     @property
     def label(self) -> str:
@@ -38,7 +37,6 @@ class NeighboursConfig(Rival):
     k: int = number(20, 1)
     temperature: float = number(0.07, above=0.0)
     features: str = choice(*FEATURES)
-    precision: str = choice("auto", "auto", "float32", "bfloat16", "pure-bfloat16", "float16")
 
     @property
     def label(self) -> str:
@@ -152,6 +150,8 @@ class TunedConfig(TrainingConfig, Rival):
         super().__post_init__()
         if self.weights is not None and self.backbone is None:
             raise ConfigError(f"weights is {self.weights!r}, but there is no backbone; name one, or leave weights out")
+        if self.backbone is not None and self.precision == "pure-bfloat16":
+            raise ConfigError("a backbone has batch normalisation, which needs float32; use precision='bfloat16'")
 
 
 @dataclass(frozen=True, kw_only=True)

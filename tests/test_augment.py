@@ -72,6 +72,14 @@ def test_seed_epoch_and_index_each_change_the_view() -> None:
     assert len(made) == 4
 
 
+def test_each_time_that_an_image_comes_in_an_epoch_has_a_view_of_its_own() -> None:
+    image, options = picture(), {"seed": 1, "epoch": 2, "index": 3, "config": ALL}
+    made = [augment(image, **options, occurrence=again).numpy().tobytes() for again in range(6)]  # type: ignore[arg-type]
+    assert len(set(made)) == 6
+    assert made[0] == augment(image, **options).numpy().tobytes(), "the first is the usual one"  # type: ignore[arg-type]
+    assert made[4] == augment(image, **options, occurrence=4).numpy().tobytes()  # type: ignore[arg-type]
+
+
 def test_input_is_not_changed_and_nothing_asked_is_nothing_done() -> None:
     image = picture()
     copy = image.clone()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from test_rivals import recipe as rival
+from test_rivals import said
 from test_training import CLASSES, TINY, coloured, recipe
 
 import hpdval
@@ -31,6 +34,7 @@ from hpdval.run import read_manifest, read_metrics, read_predictions
 from hpdval.stopping import request_stop
 from hpdval.training import loop
 from hpdval.training.loop import Interrupted, Trainer
+from hpdval.training.rivals import train_rival
 from hpdval.training.stage1 import DualViewAlignment, train_stage1
 
 TESTS, PACKAGE = Path(__file__).parent, Path(hpdval.__file__).parent.parent
@@ -59,6 +63,13 @@ TRAININGS: dict[str, dict[str, Any]] = {
     },
     "joint": {"stages": "joint", "stage1.batch_size": 20, "stage1.scale_lr": 1e-2},
 }
+LAST_ALONE = {"rival.epochs": 2, "rival.batch_size": 16}
+RIVALS: dict[str, dict[str, Any]] = {
+    "lmpt": {**LAST_ALONE, "rival.features": "float32"},
+    "cocoop": {**LAST_ALONE, "rival.features": "float32"},
+    "fine-tuning": {**LAST_ALONE, "rival.sampling": "class-aware"},
+    "cprfl": {**LAST_ALONE, "rival.dropout": 0.0},
+}
 
 
 # -- what the two processes do, and the one ----------------------------------------------------------------------------
@@ -77,6 +88,10 @@ def train_everything(folder: Path) -> None:
     data, clip = world(folder)
     for name, values in TRAININGS.items():
         hpdval.train(data, recipe(**SHORT, **values), run=folder / name, clip=clip, show=False)
+    words = said(data.train.targets)
+    captioned = replace(data, train=replace(data.train, captions=lambda i: words[i]))
+    for name, values in RIVALS.items():
+        train_rival(captioned, rival(name, **values), run=folder / name, clip=clip, show=False)
 
 
 def fail_and_go_on(folder: Path) -> None:
@@ -200,6 +215,21 @@ def test_two_processes_train_what_one_trains(one: Path, two: Path, name: str, st
     assert np.abs(a["scores"] - b["scores"]).max() < 1e-5
     start = read_predictions(two / name / "zero-shot")["scores"]
     assert np.abs(b["scores"] - start).max() > 1e-2, "something was learnt"
+
+
+@pytest.mark.parametrize("name", list(RIVALS))
+def test_two_processes_train_the_rival_that_one_trains(one: Path, two: Path, name: str) -> None:
+    assert [read_manifest(folder / name)["hardware"]["processes"] for folder in (one, two)] == [1, 2]
+    for file in ("clip.safetensors", "model.safetensors"):
+        assert_equal_weights(one / name / file, two / name / file)
+    a, b = (read_predictions(folder / name)["scores"] for folder in (one, two))
+    assert a.shape == b.shape == (37, 3)
+    assert np.abs(a - b).max() < 1e-5
+    logs = [[r for r in read_metrics(folder / name) if "loss" in r] for folder in (one, two)]
+    assert len(logs[0]) == len(logs[1]) == 8
+    for first, second in zip(*logs, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
+    assert len({record["loss"] for record in logs[1]}) == 8, "something was learnt"
 
 
 @pytest.mark.parametrize(("name", "stage"), RUNS)

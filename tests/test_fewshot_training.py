@@ -21,6 +21,7 @@ from hpdval.files import digest
 from hpdval.metrics import evaluate
 from hpdval.models import Clip, load_clip
 from hpdval.notebook_parameters import check_parameters, experiment_of, find_notebook
+from hpdval.recipes import get_recipe
 from hpdval.run import read_manifest, read_predictions
 from hpdval.training import fewshot as module
 
@@ -296,6 +297,57 @@ def test_a_base_stage_that_leaves_the_encoder_alone_is_clip(world: Dataset, clip
     assert list(found) == ["zero-shot", "base model", "base model, both views", "stage 2"]
     zero, base = (read_predictions(found[method][0])["scores"] for method in ("zero-shot", "base model"))
     assert np.array_equal(zero, base)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"adapt.stage2.init": "a photo of"}, "a photo of"),
+        ({"adapt.stage2.contexts": 3}, "a photo of a"),
+        ({"adapt.stage2.loss.focal": "element", "adapt.stage2.loss.name": "bce"}, "focal"),
+    ],
+)
+def test_what_no_episode_could_train_is_refused_before_the_base(
+    world: Dataset, clip: Clip, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        hpdval.train_fewshot(world, recipe(**given), run=tmp_path / "no", clip=clip, show=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "no").exists()
+
+
+def with_rival(name: str, *, side: str = "adapt", **overrides: Any) -> FewShot:
+    """A rival in the place of the stages of one side, its training as small as theirs."""
+    few = recipe(episodes=2)
+    rival = get_recipe(name, **overrides)
+    return replace(few, **{side: replace(rival, dataset=few.protocol, name=f"{few.name} {name}")})
+
+
+def test_a_rival_adapts_in_every_episode(
+    world: Dataset, clip: Clip, episodes: tuple[Episode, ...], tmp_path: Path
+) -> None:
+    tiny = {"rival.epochs": 2, "rival.batch_size": 4, "rival.lr": 1e-2, "rival.init": "normal", "rival.contexts": 2}
+    few = with_rival("coop-small", **tiny)
+    found = hpdval.train_fewshot(world, few, run=tmp_path, episodes=episodes[:2], clip=clip, show=False)
+    assert {method: len(made) for method, made in found.items()} == {"zero-shot": 1, "base model": 1, "CoOp": 2}
+    base = hpdval.load_run(tmp_path / "base/stage1", device="cpu")
+    for episode, one in zip(episodes, found["CoOp"], strict=False):
+        assert one == tmp_path / f"2shot/episode-0{episode.number}/coop"
+        assert inputs(one)["labels"]["train"] == digest(episode.ids, episode.targets.tolist())
+        assert inputs(one)["weights"] == base.encoder.fingerprint, "each from the base model"
+        scorer = hpdval.load_run(one, device="cpu")
+        assert (scorer.method, scorer.encoder.fingerprint) == ("CoOp", base.encoder.fingerprint)
+    scores = [read_predictions(one)["scores"] for one in (*found["CoOp"], found["base model"][0])]
+    assert min(np.abs(scores[0] - other).max() for other in scores[1:]) > 1e-4, "each learns from its own images"
+    table = tables.fewshot_table(tables.read_fewshot(found, protocol="scenes-fewshot", shots=2))
+    assert table["method"].tolist()[-1] == "CoOp"
+
+
+def test_a_base_without_texts_is_refused(world: Dataset, clip: Clip, tmp_path: Path) -> None:
+    few = with_rival("fine-tuning-small", side="base", **{"rival.backbone": "test_resnet", "rival.image_size": 32})
+    with pytest.raises(ConfigError, match="a base model with a CNN has no texts for novel classes"):
+        hpdval.train_fewshot(world, few, run=tmp_path / "no", clip=clip, show=False)
+    assert not (tmp_path / "no").exists()
 
 
 def test_episodes_of_something_else_are_refused(

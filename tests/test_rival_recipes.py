@@ -10,8 +10,8 @@ import pytest
 from hpdval.config import METHODS, Experiment, LossConfig, Stage1Config, Stage2Config
 from hpdval.errors import ConfigError
 from hpdval.overrides import override
-from hpdval.recipes import get_recipe
-from hpdval.rival_configs import CoopConfig, FineTuneConfig
+from hpdval.recipes import for_dataset, get_recipe
+from hpdval.rival_configs import CoopConfig, CprflConfig, FineTuneConfig
 from hpdval.rival_recipes import RIVAL_RECIPES
 from hpdval.sweep.grid import read_grid
 from hpdval.sweep.plan import make_plan
@@ -94,7 +94,7 @@ def test_what_does_not_go_with_a_backbone_is_refused() -> None:
 
 def test_two_experiments_share_a_rivals_run_whatever_their_stages_are() -> None:
     one = get_recipe("knn")
-    other = replace(one, stage1=Stage1Config(lr=1e-2), stage2=Stage2Config(lr=1e-2), eval_alpha=0.9, normalise=False)
+    other = replace(one, stage1=Stage1Config(lr=1e-2), stage2=Stage2Config(lr=1e-2), eval_alpha=0.9)
     assert one != other
     assert one.relevant_to("neighbours") == other.relevant_to("neighbours")
     assert one.relevant_to("neighbours").rival == one.rival
@@ -114,6 +114,36 @@ def test_constants_of_a_data_set_reach_a_rivals_loss_where_it_has_them() -> None
     assert (lmpt.loss.name, lmpt.loss.mu, lmpt.loss.lam) == ("db_focal", 0.2, 2.0)
     assert coop.loss == LossConfig(name="asl")
     assert get_recipe("knn", dataset="coco-lt").rival == get_recipe("knn").rival, "which has no loss"
+
+
+def test_cprfl_has_the_rate_of_each_data_set() -> None:
+    def rate(dataset: str, name: str = "cprfl", **overrides: Any) -> float:
+        rival = get_recipe(name, dataset=dataset, **overrides).rival
+        assert isinstance(rival, CprflConfig | FineTuneConfig)
+        return rival.lr
+
+    assert (rate("voc-lt"), rate("coco-lt"), rate("lists/coco_lt_train.txt")) == (5e-5, 1e-5, 1e-5)
+    assert rate("coco-lt", **{"rival.lr": 3e-4}) == 3e-4
+    assert rate("coco-lt", "fine-tuning") == rate("voc-lt", "fine-tuning")
+    assert rate("coco-lt", "cprfl-small") == rate("scenes-lt", "cprfl-small"), "which has another encoder"
+
+
+@pytest.mark.parametrize("name", list(RIVAL_RECIPES))
+def test_what_was_changed_stays_on_the_small_world(name: str) -> None:
+    changed = replace(get_recipe(name), seed=3, val=0.2, selection="validation", readout="l2", name="mine")
+    small = get_recipe(f"{name}-small")
+    kept = {"seed": 3, "val": 0.2, "selection": "validation", "readout": "l2", "name": "mine"}
+    assert for_dataset(changed, "scenes-lt") == replace(small, **kept)  # type: ignore[arg-type]
+    assert for_dataset(for_dataset(changed, "scenes-lt"), "scenes-lt") == replace(small, **kept)  # type: ignore[arg-type]
+
+
+def test_what_rivals_cannot_do_is_refused() -> None:
+    refused(
+        "normalise=false belongs to HP-DVAL's stages; a rival's images are always normalised", "coop", normalise=False
+    )
+    refused("a backbone has batch normalisation, which needs float32", "cprfl", **{"rival.precision": "pure-bfloat16"})
+    on_clip = {"rival.backbone": None, "rival.weights": None, "rival.precision": "pure-bfloat16"}
+    assert get_recipe("cprfl", **on_clip).rival.precision == "pure-bfloat16"  # type: ignore[union-attr]
 
 
 def test_another_loss_begins_with_its_own_constants() -> None:

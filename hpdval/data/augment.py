@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hpdval.config import AugmentConfig
 
 
-def augment(image: torch.Tensor, *, seed: int, epoch: int, index: int, config: AugmentConfig) -> torch.Tensor:
+def augment(
+    image: torch.Tensor, *, seed: int, epoch: int, index: int, config: AugmentConfig, occurrence: int = 0
+) -> torch.Tensor:
     """Return a training view of ``image``: horizontal flip, then Cutout, then RandAugment; normalisation comes later.
 
     The result depends on the arguments and the kind of device alone: neither on the number of workers, nor on their
@@ -28,6 +30,7 @@ def augment(image: torch.Tensor, *, seed: int, epoch: int, index: int, config: A
         seed: of the run.
         epoch: counted from 0.
         index: of the image in its split.
+        occurrence: how often the image came before in this epoch; each time has a view of its own.
         config: which views; Cutout is a square of ``cutout`` times the side, at a random centre, cut off at the
             border and filled with one random colour, as in the released code.  RandAugment: Cubuk et al., NeurIPS
             2020.
@@ -38,7 +41,8 @@ def augment(image: torch.Tensor, *, seed: int, epoch: int, index: int, config: A
     >>> bool((views[0] == views[1]).all())
     True
     """
-    state = int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+    again = (occurrence,) if occurrence else ()
+    state = int(np.random.SeedSequence((seed, epoch, index, *again)).generate_state(1)[0])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(state)  # torch.manual_seed would also seed CUDA
         if config.flip and torch.rand(()) < 0.5:

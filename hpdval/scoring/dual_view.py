@@ -14,6 +14,7 @@ import torch
 
 from hpdval.config import ScoreConfig
 from hpdval.data.dataset import Split
+from hpdval.errors import ConfigError
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.dual_view import dual_view_scores
 from hpdval.models.prompts import TEMPLATE, hand_crafted
@@ -78,6 +79,20 @@ class DualViewScorer(Scorer):
         texts = tensors["text_global"], tensors["text_local"]
         score, template = ScoreConfig(**state["score"]), state["template"]
         return cls(encoder, state["classes"], *texts, score=score, template=template, contexts=contexts, **options)
+
+
+def with_views(scorer: object) -> DualViewScorer:
+    """Return the scorer if it has texts that patches can be compared with.
+
+    Raises:
+        ConfigError: it has none; the message says what does.
+    """
+    if isinstance(scorer, DualViewScorer):
+        return scorer
+    raise ConfigError(
+        f"{scorer!r:.60} is no scorer of texts on patches; give hpdval.load_run(folder) of a method with prompts, or "
+        "hpdval.zero_shot_scorer(clip, classes)"
+    )
 
 
 def zero_shot(

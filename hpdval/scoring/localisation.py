@@ -17,7 +17,7 @@ from hpdval.metrics.localisation import Localisation, centre_map, random_map
 from hpdval.models.attention import attention_rollout, gradient_attention
 from hpdval.models.dual_view import patch_scores
 from hpdval.progress import progress
-from hpdval.scoring.dual_view import DualViewScorer
+from hpdval.scoring.dual_view import DualViewScorer, with_views
 from hpdval.scoring.features import encode_split
 from hpdval.scoring.maps import METHODS, default_prompts, grid_box, pairs_at_once, texts_of, upsample
 
@@ -58,6 +58,7 @@ def localise(
     >>> len(record), int(data.test.targets.sum()), sorted(record.values)
     (53, 53, ['energy', 'iou', 'pointing'])
     """
+    scorer = with_views(scorer)
     if method not in (*METHODS, *BLIND):
         raise ConfigError(f"method is {method!r}; use one of {', '.join(map(repr, (*METHODS, *BLIND)))}")
     part, columns = _part(dataset, split), _columns(scorer, dataset)

@@ -24,7 +24,7 @@ from hpdval.models.attention import attention_rollout, attention_size, gradient_
 from hpdval.models.dual_view import READINGS, patch_count, patch_scores
 from hpdval.models.prompts import hand_crafted
 from hpdval.models.towers import grid_extent
-from hpdval.scoring.dual_view import DualViewScorer
+from hpdval.scoring.dual_view import DualViewScorer, with_views
 from hpdval.scoring.scorer import encode
 
 METHODS = ("similarity", "gradient", "rollout")
@@ -156,11 +156,7 @@ def heatmaps(
     >>> maps.values.shape, maps.pixels.shape, maps.names
     ((2, 8, 8), (2, 30, 90), ('cat', 'a red thing'))
     """
-    if not isinstance(scorer, DualViewScorer):
-        raise ConfigError(
-            f"{scorer!r:.60} is no scorer of texts on patches; give hpdval.load_run(folder) of a "
-            "method with prompts, or hpdval.zero_shot_scorer(clip, classes)"
-        )
+    scorer = with_views(scorer)
     if isinstance(classes, str) or isinstance(texts, str):
         raise ConfigError("classes and texts are lists of strings; give [name] for one")
     own_prompts, reading = default_prompts(method), reading or scorer.score_config.reading

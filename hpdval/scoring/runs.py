@@ -25,8 +25,9 @@ from hpdval.metrics import Evaluation, evaluate
 from hpdval.models import Clip, Encoder, load_clip
 from hpdval.models.cnn import load_cnn
 from hpdval.models.numeric import numeric_mode, resolve_device
+from hpdval.models.semantic import word_vectors
 from hpdval.models.student import make_student
-from hpdval.rival_configs import LmptConfig, TunedConfig
+from hpdval.rival_configs import SOURCES, CprflConfig, LmptConfig, TunedConfig
 from hpdval.run import Run, read_manifest, read_predictions, read_result, run_key
 from hpdval.scoring.dual_view import DualViewScorer
 from hpdval.scoring.head import HeadScorer
@@ -52,7 +53,7 @@ def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "au
         if sha256_file(folder / name) != files[name]:
             raise RunError(f"{folder / name} differs from its hash in the manifest; it is damaged or was altered")
     scorer = load_scorer(folder, device=device)
-    scorer.trained = read_result(folder).get("trained", {}) if "result.json" in files else {}
+    scorer.trained = read_result(folder).get("trained") if "result.json" in files else None
     return scorer
 
 
@@ -96,6 +97,8 @@ def describe_run(
         inputs["backbone"] = encoder_of(config, start.encoder, experiment.seed).fingerprint
     if isinstance(config, LmptConfig):
         inputs["captions"] = caption_digest(dataset.train)
+    if isinstance(config, CprflConfig) and config.semantic not in SOURCES:
+        inputs["semantic"] = digest(word_vectors(config.semantic, dataset.classes).tolist())  # a file, by its content
     if kind in ("stage1", "joint") and not _trains_clip_itself(experiment):
         inputs["student"] = student_of(experiment, clip_of(start)).fingerprint
     return experiment.as_dict(), inputs
@@ -195,8 +198,9 @@ def score_run(
     if run.writes and not run.finished:
         scorer.save(run.folder)
         run.save_predictions(dataset.test.ids, scores, dataset.test.targets, dataset.classes)
-        trained = {name: dict(cost) for name, cost in scorer.trained.items()}
-        about = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed, "trained": trained}
+        about: dict[str, Any] = {"method": scorer.method, "recipe": experiment.name, "seed": experiment.seed}
+        if scorer.trained is not None:  # of a run made before this was kept it is not known
+            about["trained"] = {name: dict(cost) for name, cost in scorer.trained.items()}
         write_json(run.path("result.json"), {**about, "notes": list(dataset.notes), **result.as_dict()})
     return scores, result
 

@@ -105,7 +105,8 @@ class Scorer:
         method: the name of the method that made it.
         precision: the numeric mode of the encoder.
         selection: on which images epochs were chosen.
-        trained: what that took, for each method on the way here: numbers of ``parameters`` and ``seconds``.
+        trained: what that took, for each method on the way here: numbers of ``parameters`` and ``seconds``; None where
+            it is not known.
     """
 
     kind: ClassVar[str]
@@ -126,7 +127,7 @@ class Scorer:
         self.method = method
         self.precision = precision
         self.selection = selection
-        self.trained: Mapping[str, Mapping[str, float]] = {}
+        self.trained: Mapping[str, Mapping[str, float]] | None = {}
         self._saved: SavedEncoder | None = None  # the file that holds these very weights, for a hard link
 
     def share_encoder_of(self, other: Scorer) -> None:

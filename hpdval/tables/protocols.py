@@ -149,7 +149,7 @@ def _own_row(label: str, results: Results) -> Row:
 
 
 def model_of(result: Result) -> str:
-    """Return the CLIP of a run, and the student where stage 1 trained another image encoder than CLIP's."""
+    """Return the CLIP of a run, and the image encoder that was trained where it is another than CLIP's."""
     if isinstance(result, Evaluation):
         return "-"
     manifest = read_manifest(result)
@@ -157,6 +157,9 @@ def model_of(result: Result) -> str:
     names = [str(config[name]) for name in ("clip", "pretrained") if config.get(name)]
     trained = kind in ("stage1", "joint") or (kind == "stage2" and manifest["inputs"].get("start") == "stage 1")
     student = config.get("stage1", {}).get("student", "clip")
+    backbone = (config.get("rival") or {}).get("backbone")
+    if backbone and kind != "zero-shot":
+        names.append(f"encoder {backbone}, weights {config['rival']['weights'] or 'random'}")
     return ", ".join([*names, *([f"student {student}"] if trained and student != "clip" else [])]) or "-"
 
 

@@ -21,7 +21,7 @@ from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.run import read_manifest
 from hpdval.scoring import clip_of, load_run, open_run, report_run, zero_shot_scorer
-from hpdval.training.stages import train
+from hpdval.training.stages import check_experiment, train
 
 
 def train_fewshot(
@@ -73,6 +73,9 @@ def train_fewshot(
     join(device)
     where = str(resolve_device(device))
     clip = (clip or load_clip(fewshot.base.clip, pretrained=fewshot.base.pretrained, device=where)).to(where)
+    if getattr(fewshot.base.rival, "backbone", None):
+        raise ConfigError("a base model with a CNN has no texts for novel classes; choose a base that trains CLIP")
+    check_experiment(supports[0], fewshot.adapt, clip)
     runs = {BASELINES[0]: [_unadapted(supports[0], fewshot, clip, folder / "novel-zero-shot", show=show)]}
     base = base_dataset(dataset, **sides)
     trained = train(base, fewshot.base, run=folder / "base", shared=shared, clip=clip, device=device, show=show)

@@ -1,4 +1,4 @@
-"""Class-aware sampling: rare classes are met as often as common ones.
+"""Which images an epoch takes, where it is not each once: rare classes are met as often as common ones.
 
 Letters: N images, C classes.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hpdval.config import TrainingConfig
 from hpdval.training.batches import Draw
 
 IMAGES_OF_A_CLASS = 3  # one after another
@@ -46,6 +47,24 @@ def class_aware(targets: np.ndarray, images: int = IMAGES_OF_A_CLASS) -> Draw:
     if not members:
         return lambda seed, epoch: np.random.default_rng((seed, epoch)).permutation(len(targets))
     return draw
+
+
+def draw_for(config: TrainingConfig, targets: np.ndarray) -> Draw | None:
+    """Return the order in which a training meets its images; None where it meets each once in an epoch."""
+    return class_aware(targets) if config.sampling == "class-aware" else None
+
+
+def earlier(order: np.ndarray) -> np.ndarray:
+    """Return how often each image of an order came before, (n,) int64.
+
+    >>> earlier(np.array([4, 2, 4, 4, 2])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    places = np.argsort(order, kind="stable")  # those of one image side by side, in their order
+    firsts = np.flatnonzero(np.r_[True, np.diff(order[places]) != 0]) if len(order) else np.zeros(0, np.int64)
+    counts = np.empty(len(order), np.int64)
+    counts[places] = np.arange(len(order)) - np.repeat(firsts, np.diff(np.r_[firsts, len(order)]))
+    return counts
 
 
 def _again_and_again(values: np.ndarray, rng: np.random.Generator) -> Iterator[int]:

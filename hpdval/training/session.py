@@ -24,7 +24,7 @@ from hpdval.scoring import DualViewScorer, Scorer, load_run, open_run, report_ru
 from hpdval.scoring.scorer import NOTHING_TRAINED
 from hpdval.training.batches import Batches
 from hpdval.training.loop import Task, fit
-from hpdval.training.sampling import class_aware
+from hpdval.training.sampling import draw_for
 
 SELECTION = {
     "last": "none (last epoch)",
@@ -55,7 +55,8 @@ class TrainingSession:
     def conclude(self, scorer: Scorer) -> None:
         """Save the model; where the run belongs to this session, evaluate on the test split and finish it, too."""
         self.done = scorer
-        scorer.trained = {**self.start.trained, **({scorer.method: self.cost} if self.cost else {})}
+        before, own = self.start.trained, {scorer.method: self.cost} if self.cost else {}
+        scorer.trained = None if before is None else {**before, **own}
         if self.owned:
             report_run(self.run, scorer, self.dataset, self.experiment, show=self.show)
         elif self.run.writes:
@@ -149,7 +150,7 @@ def fit_stage(
         session.run,
         stage=stage,
         n_images=len(dataset.train),
-        draw=class_aware(dataset.train.targets) if config.sampling == "class-aware" else None,
+        draw=draw_for(config, dataset.train.targets),
         seed=experiment.seed,
         watch=watched_map(dataset, experiment, score),
         keep_best=experiment.selection != "last",

@@ -26,6 +26,7 @@ from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, starting_objective
 from hpdval.training.optim import parameter_groups
+from hpdval.training.sampling import draw_for
 from hpdval.training.session import TrainingSession, fit_stage, scorer_of, training_session
 from hpdval.training.views import ViewBatches
 
@@ -118,7 +119,8 @@ def view_batches(store: ImageStore, dataset: Dataset, experiment: Experiment, te
         own = encode(teacher, store.images[share(len(store))], **options)
         known = gather(torch.cat([part.cls for part in own]), len(store))
     options = {"seed": experiment.seed, "device": teacher.device, "workers": config.workers}
-    return ViewBatches(store, dataset, config.augment, teacher=known, **options)
+    draw = draw_for(config, dataset.train.targets)
+    return ViewBatches(store, dataset, config.augment, teacher=known, draw=draw, **options)
 
 
 def train_stage1(

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hpdval.config import Experiment, TrainingConfig
+from hpdval.config import Experiment
 from hpdval.data.dataset import Dataset
 from hpdval.distributed import join, rank, same_error
-from hpdval.errors import DataError
 from hpdval.losses import build_loss
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import resolve_device
 from hpdval.models.prompts import context_init
 from hpdval.recipes import get_recipe
-from hpdval.rival_configs import CocoopConfig, CoopConfig, DualCoopConfig, LmptConfig
 from hpdval.scoring import open_run, report_run, shared_folder, zero_shot_scorer
 from hpdval.training.joint import train_joint
-from hpdval.training.rivals import train_rival
+from hpdval.training.rivals import check_rival, train_rival
 from hpdval.training.stage1 import train_stage1
 from hpdval.training.stage2 import train_stage2
 
@@ -66,7 +63,7 @@ def train(
     runs, stages = run_folders(run, experiment), experiment.stages
     where = str(resolve_device(device))
     clip = (clip or load_clip(experiment.clip, pretrained=experiment.pretrained, device=where)).to(where)
-    _check(dataset, experiment, clip, runs)
+    check_experiment(dataset, experiment, clip)
     prompts: dict[str, Any] = {"template": experiment.template, "resize": experiment.resize}
     plain = zero_shot_scorer(clip, dataset.classes, **prompts)
     if shared is not None:
@@ -86,23 +83,19 @@ def train(
     if "joint" in runs:
         train_joint(dataset, experiment, run=runs["joint"], clip=clip, device=device, show=show)
     if experiment.rival is not None:
-        train_rival(dataset, experiment, run=runs[experiment.rival.label], clip=clip, device=device, show=show)
+        train_rival(dataset, experiment, run=runs[experiment.rival.label], clip=plain, device=device, show=show)
     return runs
 
 
-def _check(dataset: Dataset, experiment: Experiment, clip: Clip, methods: Iterable[str]) -> None:
+def check_experiment(dataset: Dataset, experiment: Experiment, clip: Clip) -> None:
     """Refuse what a later stage would refuse, before an earlier one has taken its hours."""
     counts, n = torch.from_numpy(dataset.train.targets.sum(0, dtype=np.int64)), len(dataset.train)
-    tuned = {"stage 2", "joint"} & {*methods}
+    tuned = {"stage 2", "joint"} & {*experiment.methods}
     if tuned:
         context_init(clip, experiment.stage2.contexts, experiment.stage2.init)
-    if isinstance(experiment.rival, TrainingConfig):
-        build_loss(experiment.rival.loss, counts, n)
-    if isinstance(experiment.rival, CoopConfig | CocoopConfig | DualCoopConfig):
-        context_init(clip, experiment.rival.contexts, experiment.rival.init)
-    if isinstance(experiment.rival, LmptConfig) and dataset.train.captions is None:
-        raise DataError(f"{dataset.name} has no captions, which LMPT learns from; docs/data.md says how to give some")
-    if {"stage 1", "joint"} & {*methods}:
+    if experiment.rival is not None:
+        check_rival(dataset, experiment, zero_shot_scorer(clip, dataset.classes))
+    if {"stage 1", "joint"} & {*experiment.methods}:
         build_loss(experiment.stage1.loss, counts, n)
     if "stage 2" in tuned:
         build_loss(experiment.stage2.loss, counts, n)

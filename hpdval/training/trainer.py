@@ -59,9 +59,13 @@ def drawing(task: Task, seed: int, update: int, number: int) -> Iterator[None]:
         yield
         return
     device = next(task.parameters()).device
+    own = int(np.random.SeedSequence((seed, update, number, rank())).generate_state(1, np.uint64)[0]) >> 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        state = np.random.SeedSequence((seed, update, number, rank())).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0]) >> 1)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(own)
+        else:
+            torch.default_generator.manual_seed(own)
         yield
 
 

@@ -18,18 +18,21 @@ from hpdval.data.augment import augment
 from hpdval.data.dataset import Dataset
 from hpdval.data.store import ImageStore
 from hpdval.distributed import share
-from hpdval.training.batches import Batch
+from hpdval.training.batches import Batch, Draw
+from hpdval.training.sampling import earlier
 
 
 class _Views(TorchDataset[Any]):
-    """Augmented views of one epoch; a view depends on (seed, epoch, image) and on nothing else."""
+    """Augmented views of one epoch; a view depends on (seed, epoch, image, occurrence) and on nothing else."""
 
     def __init__(self, store: ImageStore, epoch: int, seed: int, config: AugmentConfig) -> None:
         self.store, self.epoch, self.seed, self.config = store, epoch, seed, config
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, drawn: tuple[int, int]) -> torch.Tensor:
+        index, occurrence = drawn
         image = torch.from_numpy(np.array(self.store.images[index])).permute(2, 0, 1)  # (3, S, S)
-        return augment(image, seed=self.seed, epoch=self.epoch, index=int(index), config=self.config)
+        options: dict[str, Any] = {"index": index, "occurrence": occurrence}
+        return augment(image, seed=self.seed, epoch=self.epoch, config=self.config, **options)
 
 
 class ViewBatches:
@@ -39,7 +42,8 @@ class ViewBatches:
 
     On CUDA without workers the images stay on the device and views are drawn there; otherwise views are drawn on the
     CPU, by ``workers`` processes if there are any, and cross over from pinned memory.  ``teacher`` (N, D) is what a
-    teacher makes of the images, where that is known beforehand, and goes along.
+    teacher makes of the images, where that is known beforehand, and goes along.  ``draw`` is the order of an epoch
+    where an image may come several times: each time it has another view.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class ViewBatches:
         device: torch.device,
         workers: int = 0,
         teacher: torch.Tensor | None = None,
+        draw: Draw | None = None,
     ) -> None:
         self.store, self.ids, self.config, self.seed, self.workers = store, dataset.train.ids, config, seed, workers
         self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
@@ -61,25 +66,35 @@ class ViewBatches:
         )  # the rest is for training
         self.images = torch.from_numpy(np.array(store.images)).to(device) if resident else None  # (N, S, S, 3)
         self.pinned = device.type == "cuda"
-        self.teacher = teacher
+        self.teacher, self.draw = teacher, draw
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices."""
-        own = [chosen[share(len(chosen))] for chosen in indices]
+        occurrences = self._occurrences(indices, epoch)
+        pairs = zip(indices, occurrences, strict=True)
+        own = [list(zip(chosen.tolist(), times.tolist(), strict=True))[share(len(chosen))] for chosen, times in pairs]
         for chosen, images in zip(indices, self._views(own, epoch), strict=True):
             batch = {"images": images, "targets": self.targets[chosen], "ids": [self.ids[i] for i in chosen]}
             if self.teacher is not None:
                 batch["teacher"] = self.teacher[torch.from_numpy(chosen).to(self.teacher.device)]
             yield batch
 
-    def _views(self, indices: Sequence[np.ndarray], epoch: int) -> Iterable[torch.Tensor]:
+    def _occurrences(self, indices: Sequence[np.ndarray], epoch: int) -> list[np.ndarray]:
+        """Return how often each image of each batch came before in this epoch; the batches are its last ones."""
+        sizes = [len(chosen) for chosen in indices]
+        times = np.zeros(sum(sizes), np.int64) if self.draw is None else earlier(self.draw(self.seed, epoch))
+        return np.split(times[len(times) - sum(sizes) :], np.cumsum(sizes)[:-1]) if sizes else []
+
+    def _views(self, drawn: list[list[tuple[int, int]]], epoch: int) -> Iterable[torch.Tensor]:
         config, seed = self.config, self.seed
         if self.images is None:
             views = _Views(self.store, epoch, seed, config)
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.pinned}
-            return DataLoader(views, batch_sampler=[batch.tolist() for batch in indices], **options)
+            return DataLoader(views, batch_sampler=drawn, **options)
         resident = self.images.permute(0, 3, 1, 2)  # (N, 3, S, S)
         return (
-            torch.stack([augment(resident[i], seed=seed, epoch=epoch, index=int(i), config=config) for i in b])
-            for b in indices
+            torch.stack(
+                [augment(resident[i], seed=seed, epoch=epoch, index=i, occurrence=t, config=config) for i, t in batch]
+            )
+            for batch in drawn
         )

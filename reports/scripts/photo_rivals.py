@@ -39,11 +39,13 @@ def main() -> None:
     train, others = SOURCES[options.source]
     dataset = hpdval.load_dataset(options.data / train, **{name: options.data / path for name, path in others.items()})
     photographs = options.data / "mosaic"
-    clip = load_clip(photographs / "photo_clip.json", pretrained=photographs / "photo_clip.safetensors")
+    files = {"clip": f"{photographs}/photo_clip.json", "pretrained": f"{photographs}/photo_clip.safetensors"}
+    clip = load_clip(files["clip"], pretrained=files["pretrained"])
+    where = {"dataset": str(options.data / train), **files}
     folders: list[str] = []
     for seed in range(options.seeds):
-        recipes = {"hpdval": hpdval.get_recipe("scenes", seed=seed, **OURS)}
-        recipes |= {name: hpdval.get_recipe(f"{name}-small", seed=seed) for name in RIVALS}
+        recipes = {"hpdval": hpdval.get_recipe("scenes", seed=seed, **where, **OURS)}
+        recipes |= {name: hpdval.get_recipe(f"{name}-small", seed=seed, **where) for name in RIVALS}
         for name, recipe in recipes.items():
             runs = hpdval.train(dataset, recipe, run=options.out / f"{name}-{seed}", clip=clip, show=False)
             print(name, seed, *runs, flush=True)

@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from hpdval.config import Experiment
+from hpdval.config import Experiment, TrainingConfig
 from hpdval.data.dataset import Dataset
 from hpdval.errors import ConfigError
+from hpdval.losses import build_loss
 from hpdval.models import Clip
+from hpdval.models.prompts import context_init
+from hpdval.models.semantic import class_embeddings
 from hpdval.recipes import get_recipe
 from hpdval.rival_configs import (
     CocoopConfig,
@@ -23,13 +26,14 @@ from hpdval.rival_configs import (
     ProbeConfig,
 )
 from hpdval.run import Run
-from hpdval.scoring import Scorer
+from hpdval.scoring import Scorer, clip_of
+from hpdval.training.objective import training_counts
 from hpdval.training.rivals.cocoop import train_cocoop
 from hpdval.training.rivals.coop import train_coop
 from hpdval.training.rivals.cprfl import train_cprfl
 from hpdval.training.rivals.dualcoop import train_dualcoop
 from hpdval.training.rivals.finetune import train_finetune
-from hpdval.training.rivals.lmpt import train_lmpt
+from hpdval.training.rivals.lmpt import check_captions, train_lmpt
 from hpdval.training.rivals.probe import train_probe
 from hpdval.training.rivals.untrained import nearest_neighbours, prompt_ensemble
 from hpdval.training.session import training_session
@@ -45,6 +49,29 @@ TRAIN: dict[type, Callable[..., Scorer]] = {
     FineTuneConfig: train_finetune,
     CprflConfig: train_cprfl,
 }
+
+
+def check_rival(dataset: Dataset, experiment: Experiment, start: Scorer) -> None:
+    """Refuse what the training of a rival would refuse later, before anything is computed.
+
+    Args:
+        start: the scorer whose encoder it starts from.
+
+    Raises:
+        ConfigError: a loss or contexts that cannot be made.
+        DataError: LMPT on images without captions.
+        ModelError: word vectors that cannot be used.
+        RunError: prompts on an encoder that is no CLIP.
+    """
+    config: Any = experiment.rival
+    if isinstance(config, TrainingConfig):
+        build_loss(config.loss, training_counts(dataset), len(dataset.train))
+    if isinstance(config, CoopConfig | CocoopConfig | DualCoopConfig):
+        context_init(clip_of(start), config.contexts, config.init)
+    if isinstance(config, LmptConfig):
+        check_captions(dataset.train)
+    if isinstance(config, CprflConfig):
+        class_embeddings(dataset.classes, config.semantic, clip=clip_of(start))
 
 
 def train_rival(
@@ -77,5 +104,6 @@ def train_rival(
         raise ConfigError(f"the experiment {experiment.name!r} has no rival; use the recipe of one, such as 'coop'")
     with training_session(config.kind, dataset, experiment, run, start=clip, device=device, show=show) as session:
         if session.done is None:
+            check_rival(dataset, experiment, session.start)
             session.conclude(TRAIN[type(config)](session, config))
         return session.scorer

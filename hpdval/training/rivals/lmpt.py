@@ -5,6 +5,7 @@ Letters: N images, B in a batch, C classes, D joint width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,11 +51,21 @@ def caption_embeddings(clip: Clip, split: Split) -> torch.Tensor:
     Raises:
         DataError: the split has no captions.
     """
-    if split.captions is None:
-        raise DataError("these images have no captions, which LMPT learns from; docs/data.md says how to give some")
-    captions = [fitting(clip, split.captions(i)) for i in range(len(split))]
+    read = check_captions(split)
+    captions = [fitting(clip, read(i)) for i in range(len(split))]
     starts = range(0, len(captions), CAPTIONS_AT_ONCE)
     return torch.cat([clip.encode_text(captions[start : start + CAPTIONS_AT_ONCE]).float() for start in starts])
+
+
+def check_captions(split: Split) -> Callable[[int], str]:
+    """Return what reads a split's captions.
+
+    Raises:
+        DataError: it has none.
+    """
+    if split.captions is None:
+        raise DataError("these images have no captions, which LMPT learns from; docs/data.md says how to give some")
+    return split.captions
 
 
 def fitting(clip: Clip, caption: str) -> str:

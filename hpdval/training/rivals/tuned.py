@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from hpdval.data.dataset import Split
 from hpdval.data.store import ImageStore
-from hpdval.models import Encoder, ImageFeatures
+from hpdval.models import Encoder
 from hpdval.models.numeric import image_encoder
 from hpdval.rival_configs import TunedConfig
 from hpdval.scoring import Scorer
@@ -22,10 +23,10 @@ from hpdval.training.batches import Batch
 from hpdval.training.loop import Task
 from hpdval.training.objective import Objective, fitted_objective
 from hpdval.training.optim import parameter_groups
+from hpdval.training.rivals.frozen import ScoresOf
+from hpdval.training.sampling import draw_for
 from hpdval.training.session import TrainingSession, fit_stage
 from hpdval.training.views import ViewBatches
-
-ScoresOf = Callable[[ImageFeatures], torch.Tensor]
 
 
 class EncoderTask(Task):
@@ -48,7 +49,8 @@ class EncoderTask(Task):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``cls`` of a batch with ``images`` (B, 3, S, S) uint8 and ``targets`` (B, C)."""
         device = self.encoder.device
-        features = self.encode(self.encoder.normalise(batch["images"].to(device, non_blocking=True)))
+        with parametrize.cached():  # an attention reads its weights several times; LoRA adds up its update once
+            features = self.encode(self.encoder.normalise(batch["images"].to(device, non_blocking=True)))
         targets = batch["targets"].to(device, non_blocking=True)
         return {"cls": self.objective.of_scores(self.scores(features), targets)}
 
@@ -77,7 +79,7 @@ def fit_encoder(
     def score(split: Split) -> np.ndarray:
         return scorer().score(split, show=False)
 
-    views = ViewBatches(store, dataset, config.augment, **options)
+    views = ViewBatches(store, dataset, config.augment, draw=draw_for(config, dataset.train.targets), **options)
     how = fit_stage(config.kind, task, views, config, session, score)
     session.run.log(stage=config.kind, **how, **objective.record())
     encoder.requires_grad_(False)
