@@ -333,13 +333,17 @@ def loaded_as_trained(folder: Path, scorer: Scorer, colours: Dataset) -> Scorer:
     return loaded
 
 
-@pytest.mark.parametrize(("name", "ema_decay"), [("lora", 0.0), ("lora", 0.8), ("coop", 0.8), ("cprfl", 0.0)])
+BEST = [("lora", {}), ("lora", {"rival.ema_decay": 0.8}), ("coop", {"rival.features": "float32"}), ("cprfl", {})]
+
+
+@pytest.mark.parametrize(("name", "settings"), BEST)
 def test_the_best_epoch_on_validation_images_is_the_result(
-    tmp_path: Path, colours: Dataset, clip: Clip, name: str, ema_decay: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, colours: Dataset, clip: Clip, name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = replace(colours, val=coloured(9, 3))
-    same = {"rival.ema_decay": ema_decay, "val": 0.2}
-    seen, values = [], iter([10.0, 30.0, 20.0])
+    same: dict[str, Any] = {**settings, "val": 0.2}
+    seen: list[NDArray[Any]] = []
+    values = iter([10.0, 30.0, 20.0])
 
     def watched(dataset: Dataset, experiment: Any, score: Any) -> Any:
         def value() -> float:

@@ -140,22 +140,27 @@ def context_shift(
     spread: float,
     title: str = "How far the prompts moved",
 ) -> Chart:
-    """Draw the mean change of each context set, and how far each class's text embedding turned away from T_H.
+    """Draw the change of each context set, and how far each class's text embedding turned away from T_H.
 
     Args:
-        shift: ``global`` and ``local`` -> mean absolute change of a context's entries; ``global residual``, too.
+        shift: ``global`` and ``local`` -> root mean square change of a context's entries; ``global residual``, too.
         similarity: set -> (C,) cosine between the learned and the hand-crafted embedding of each class.
-        spread: mean absolute entry of the contexts, to which a change compares.
+        spread: root mean square entry of the contexts, to which a change compares.
     """
     figure = new_chart(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=[1, 3.2])
     names = list(shift)
-    left.bar(names, [shift[name] for name in names], color=METHOD_COLOURS["stage 2"], width=0.6)
+    left.bar(
+        [name.replace(" ", "\n") for name in names],
+        [shift[name] for name in names],
+        color=METHOD_COLOURS["stage 2"],
+        width=0.6,
+    )
     left.axhline(spread, color=INK, lw=1.0, ls="--")
-    note, where = "mean |entry| of\nthe contexts", ("axes fraction", "data")
+    note, where = "size of an entry\nof the contexts", ("axes fraction", "data")
     left.annotate(note, (0.02, spread), (0, 3), xycoords=where, textcoords="offset points", fontsize=7)
     left.set_ylim(0, 1.35 * max(spread, *shift.values()))
-    left.set_ylabel("mean absolute change")
+    left.set_ylabel("change, root mean square")
     left.set_title("context vectors")
     views = [name for name in names if name in similarity]  # not the residuals of a set
     order = np.argsort(np.minimum.reduce([similarity[name] for name in views]), kind="stable")

@@ -34,8 +34,9 @@ def cost_tables(analysis: Analysis) -> tuple[Table, ...]:
         shown[head] = [_spread(mean, sd, text) for mean, sd in zip(frame[column], spreads, strict=True)]
     caption = (
         f"{analysis.comparison.title}: parameters trained and seconds of the training loop, the stages a setting "
-        f"started from included, beside total mAP in percent, {measured_how(analysis)}. Mean (sample standard "
-        "deviation over seeds); a dash where nothing was trained or nothing is recorded."
+        f"started from included and a frozen encoder's one pass over the images not, beside total mAP in percent, "
+        f"{measured_how(analysis)}. Mean (sample standard deviation over seeds); a dash where nothing was trained or "
+        "nothing is recorded."
     )
     if any(one.selected_on_test for one in analysis.cells):
         caption += f" {MARKED}"

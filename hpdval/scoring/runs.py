@@ -98,7 +98,8 @@ def describe_run(
     if isinstance(config, LmptConfig):
         inputs["captions"] = caption_digest(dataset.train)
     if isinstance(config, CprflConfig) and config.semantic not in SOURCES:
-        inputs["semantic"] = digest(word_vectors(config.semantic, dataset.classes).tolist())  # a file, by its content
+        inputs["semantic"] = digest(word_vectors(config.semantic, dataset.classes).tolist())
+        experiment = replace(experiment, rival=replace(config, semantic="file"))  # by its content, wherever it lies
     if kind in ("stage1", "joint") and not _trains_clip_itself(experiment):
         inputs["student"] = student_of(experiment, clip_of(start)).fingerprint
     return experiment.as_dict(), inputs

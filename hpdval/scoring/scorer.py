@@ -165,7 +165,11 @@ class Scorer:
         return self.score_array(stacked, **options)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the whole model to ``folder``: ``clip.json`` and ``clip.safetensors`` load in open_clip, too."""
+        """Write the whole model to ``folder``.
+
+        ``clip.json`` and ``clip.safetensors`` load in open_clip, too; of a CNN they are ``cnn.json`` and
+        ``cnn.safetensors``, in timm's names.
+        """
         folder, stem = Path(folder), self.encoder.stem
         write_json(folder / f"{stem}.json", self.encoder.config)
         self._saved = _link_or_write(self._saved, folder / f"{stem}.safetensors", self.encoder)
