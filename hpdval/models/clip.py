@@ -30,7 +30,7 @@ class Clip(Encoder):
         config: JSON from which the architecture can be built again, ``{"model_cfg": ..., "preprocess_cfg": ...}``.
         embed_dim, text_width, context_length, image_size: D, W, L, S.
         patch_grid: (rows, columns), P = rows * columns.
-        preprocess: what an image needs before :meth:`encode_image`.
+        preprocess: what an image needs before it is encoded.
     """
 
     stem = "clip"

@@ -43,7 +43,6 @@ class Encoder(nn.Module):
 
     Attributes:
         model: what is saved, with the names of the library it comes from.
-        visual: the part of it that encodes images: what is trained where the encoder learns.
         name: as the library knows it.
         config: JSON from which the architecture can be built again.
         embed_dim, image_size: D, S.
@@ -71,7 +70,7 @@ class Encoder(nn.Module):
 
     @property
     def visual(self) -> nn.Module:
-        """The part that encodes images."""
+        """The part of ``model`` that encodes images: what is trained where the encoder learns."""
         raise NotImplementedError
 
     @property

@@ -20,7 +20,7 @@ from hpdval.models.towers import ImageFeatures
 class Classifier(nn.Module):
     """A linear classifier, or an MLP with one hidden layer, on the L2-normalised global embedding.
 
-    z = W f + b;  with H hidden units z = W GELU(V f + c) + b;  f = f_cls / |f_cls|.
+    z = W f + b;  with H hidden units z = W GELU(V f + c) + b;  f is f_cls divided by its norm.
 
     A linear one starts at 0; :meth:`start_from` lets it start as the zero-shot classifier (Wortsman et al., "Robust
     fine-tuning of zero-shot models", CVPR 2022).  An MLP starts at random, with 0 in its last layer.
