@@ -1,8 +1,9 @@
 """The embedded recipe gives, on any machine, the losses that were recorded once (to 1e-3).
 
-The consistency loss of stage 2 alone is not compared: it starts at 0, where the gradient of an absolute value is a
-sign that rounding decides, and two thread counts were seen to differ by 1 % of it.  It is part of the total, which is
-held to 1e-3.
+Distillation is left out, and the consistency loss of stage 2 alone is not compared: both start at 0, where the gradient
+of an absolute value is a sign that rounding decides.  With distillation in it, torch 2.14 and 2.15 differed by 0.4 % after
+ten updates, from the first loss on equal bits; of the consistency loss two thread counts differed by 1 %, and it is part of
+the total, which is held to 1e-3.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ RECORDED = Path(__file__).parent / "reference" / "scenes.json"  # written by `py
 def first_losses(folder: Path) -> dict[str, list[float]]:
     """Losses of the first ten updates of stage 1 and of stage 2 on 320 pictures."""
     dataset = hpdval.load_dataset("scenes-lt", train=320, test=20)
-    recipe = hpdval.get_recipe("scenes", **{"stage1.epochs": 1, "stage2.epochs": 1})
+    recipe = hpdval.get_recipe("scenes", **{"stage1.epochs": 1, "stage1.kd_weight": 0.0, "stage2.epochs": 1})
     first = hpdval.train_stage1(dataset, recipe, run=folder / "1", device="cpu", show=False)
     hpdval.train_stage2(dataset, recipe, run=folder / "2", start=first, device="cpu", show=False)
     curves = {}
-    for number, names in (("1", ("cls", "kd", "loss")), ("2", ("cls", "loss"))):
+    for number, names in (("1", ("cls", "loss")), ("2", ("cls", "loss"))):
         records = [record for record in read_metrics(folder / number) if "loss" in record]
         curves |= {f"stage {number}: {name}": [record[name] for record in records] for name in names}
     return curves
