@@ -3,7 +3,7 @@
 Distillation is left out, and the consistency loss of stage 2 alone is not compared: both start at 0, where the
 gradient of an absolute value is a sign that rounding decides.  With distillation in it, an installation with torch 2.14
 gave the first loss bit for bit as recorded with 2.15, and differed by 0.4 % after ten updates, without any change of
-this code; of the consistency loss two thread counts differed by 1 %, and it is part of the total, which is held to 1e-3.
+this code; of the consistency loss two thread counts differed by 1 %, and it is part of the total, held to 1e-3.
 """
 
 from __future__ import annotations
