@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ablations test lint lab docs bench nightly fix scenes-clip scenes-vit clean
+.PHONY: help setup demo ablations test lint lab docs bench faults nightly fix scenes-clip scenes-vit clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -63,8 +63,15 @@ bench: export OMP_NUM_THREADS ?= 1
 bench: setup  ## speed and memory, into reports/benchmarks (ARGS="growth --repeats 5"; --quick for a smoke test)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
-nightly: setup  ## what is too long for every change
-	@$(BIN)/python -m pytest tests -m nightly $(ARGS)
+FAULT_TABLE := --fault-table reports/reliability.md
+
+faults: export OMP_NUM_THREADS ?= 1
+faults: setup  ## inject every fault as often as docs/reliability.md says, and write reports/reliability.md
+	@$(BIN)/python -m pytest tests -m fault $(WORKERS) $(FAULT_TABLE) $(ARGS)
+
+nightly: export OMP_NUM_THREADS ?= 1
+nightly: setup  ## what is too long for every change, and all faults
+	@$(BIN)/python -m pytest tests -m "nightly or fault" $(WORKERS) $(FAULT_TABLE) $(ARGS)
 
 scenes-clip: setup  ## train the shipped small CLIP again, into build/scenes-clip
 	@$(BIN)/python -m hpdval.training.pretrain --out build/scenes-clip $(ARGS)

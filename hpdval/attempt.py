@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hpdval.errors import RunError, one_line
-from hpdval.files import LOCK_SECONDS, lock_held, write_json
+from hpdval.files import LOCK_SECONDS, lock_held, resolved, write_sealed
 from hpdval.stopping import Interrupted, forget_request, listen, stop_listening
 
 RECORD, LOCK, LOG = "train.json", "train.lock", "train.log"
@@ -37,7 +37,7 @@ class Attempt:
     def write(self, **values: Any) -> None:
         """Add to the record."""
         self.record |= values
-        write_json(self.folder / RECORD, self.record)
+        write_sealed(self.folder / RECORD, self.record)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def attempt(run: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[N
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    folder = Path(run).expanduser().resolve()
+    folder = resolved(run)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         own = Attempt(folder, about)

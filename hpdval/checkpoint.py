@@ -72,8 +72,11 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         checksum = hashlib.sha256((tensors_digest(tensors) + record["state"]).encode()).hexdigest()
         if checksum != record["sha256"]:
             raise ValueError("checksum differs")
-        return tensors, json.loads(record["state"])
-    except (ValueError, TypeError, KeyError) as error:
+        state = json.loads(record["state"])
+        if not isinstance(state, dict):
+            raise ValueError("its state is no JSON object")
+        return tensors, state
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); remove it or restore it") from None
 
 

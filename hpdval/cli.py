@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import hpdval
 from hpdval.commands import data, errors, joined, notebooks, predict, report, runs, stop, sweep, train
 from hpdval.errors import HpdvalError
+from hpdval.stopping import terminated_as_interrupted
 
 COMMANDS = (notebooks, sweep, train, stop, predict, report, errors, runs, data)  # in the order of the help
 
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error on purpose is one line on standard error and exit code 2."""
     options = build_parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     try:
-        options.function(options)
+        with terminated_as_interrupted():
+            options.function(options)
         return 0
     except HpdvalError as error:
         if options.debug:

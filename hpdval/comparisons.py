@@ -12,11 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpdval.errors import HpdvalError, RunError
-from hpdval.files import read_json
+from hpdval.errors import HpdvalError, RunError, one_line
+from hpdval.files import check_form, read_sealed
 from hpdval.run import read_result
 
 SWEEP = "sweep.json"
+_CELL = {"label": str, "value?": float, "method?": str, "runs": {...: str}}
+RECORD: Any = {  # what is read of it
+    "title": str,
+    "command": str,
+    "runs": {...: {"status": str, "error?": str}},
+    "comparisons": [
+        {"name": str, "title?": str, "claim?": str, "reference?": str, "axis?": str, "cells": [_CELL]},
+    ],
+}
 Folder = str | os.PathLike[str]
 
 
@@ -59,15 +68,16 @@ def read_sweep(folder: Folder) -> SweepRecord:
         RunError: the folder holds no sweep, or a record that is damaged.
     """
     folder = Path(folder)
-    if not (folder / SWEEP).exists():
+    if not os.path.exists(folder / SWEEP):
         raise RunError(f"{folder} holds no {SWEEP}; give the --out folder of a sweep")
-    record = read_json(folder / SWEEP)
     missing: list[str] = []
     try:
+        record = read_sealed(folder / SWEEP)
+        check_form(record, RECORD, SWEEP)
         comparisons = [_comparison(folder, one, record["runs"], missing) for one in record["comparisons"]]
         about = {name: str(record[name]) for name in ("title", "command")}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder / SWEEP} is no record of a sweep ({error!r}); run the sweep again") from None
+    except (RunError, KeyError, ValueError) as error:  # a run that is not in the list, a seed that is no number
+        raise RunError(f"{folder / SWEEP} is no record of a sweep ({one_line(error)}); run the sweep again") from None
     return SweepRecord(folder=folder, comparisons=tuple(comparisons), missing=tuple(dict.fromkeys(missing)), **about)
 
 

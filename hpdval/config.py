@@ -7,12 +7,13 @@ under its dotted name, and a wrong name, type or value is refused in one line be
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, shown
 
 T = TypeVar("T")
 
@@ -53,19 +54,19 @@ def _check(owner: str, name: str, value: Any, hint: Any, metadata: Mapping[str, 
     whole = isinstance(value, int) and not isinstance(value, bool)
     if type(value) not in allowed and not (float in allowed and whole) and not isinstance(value, allowed):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-        raise ConfigError(f"{owner}.{name} is {value!r}; it must be {names}")
+        raise ConfigError(f"{owner}.{name} is {shown(value)}; it must be {names}")
     if isinstance(value, bool) and bool not in allowed:
         raise ConfigError(f"{owner}.{name} is {value!r}; it must be a number, not a truth value")
     choices = metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{owner}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+        raise ConfigError(f"{owner}.{name} is {shown(value)}; choose one of {', '.join(map(repr, choices))}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and "low" in metadata:
         low, high, above, below = (metadata[bound] for bound in ("low", "high", "above", "below"))
-        if not (math.isfinite(value) and low <= value <= high and above < value < below):
+        if not (abs(value) <= sys.float_info.max and low <= value <= high and above < value < below):  # not of NaN
             lower = f"more than {above:g}" if above > -math.inf else f"at least {low:g}" if low > -math.inf else ""
             upper = f"less than {below:g}" if below < math.inf else f"at most {high:g}" if high < math.inf else ""
             wanted = " and ".join(filter(None, (lower, upper))) or "finite"
-            raise ConfigError(f"{owner}.{name} is {value}; it must be {wanted}")
+            raise ConfigError(f"{owner}.{name} is {shown(value)}; it must be {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +253,8 @@ class Experiment(Checked):
         if self.stages == "joint" and self.stage1.train_text:
             raise ConfigError("joint training keeps the text tower fixed; set stage1.train_text=false")
         _ = self.evaluation_score  # its ranges
-        if "{}" not in self.template:
-            raise ConfigError(f"template is {self.template!r}; it must hold {{}} where the class name goes")
+        if self.template.count("{}") != 1:
+            raise ConfigError(f"template is {self.template!r}; it must hold {{}} once, where the class name goes")
 
     @property
     def methods(self) -> tuple[str, ...]:

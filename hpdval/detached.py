@@ -12,7 +12,7 @@ from typing import Any
 
 from hpdval.attempt import INHERITED, LOCK, LOG, take_lock
 from hpdval.errors import ConfigError, RunError
-from hpdval.files import lock_held
+from hpdval.files import lock_held, resolved
 from hpdval.launch import WATCHED, train_words
 from hpdval.recipes import get_recipe
 from hpdval.stopping import request_stop
@@ -44,7 +44,7 @@ def start_training(
         RunError: another process trains in the folder; nothing was started.
     """
     get_recipe(recipe, dataset=source, **(overrides or {}))
-    folder = Path(run).expanduser().resolve()
+    folder = resolved(run)
     words = train_words(source, recipe, run=folder, overrides=overrides, data=data, device=device)
     environment = {name: value for name, value in os.environ.items() if name not in (WATCHED, "MPLBACKEND")}
     lock = take_lock(folder)  # which the process inherits, so that nobody comes between

@@ -194,8 +194,12 @@ class FollowedRun(Run):
     def log(self, **record: Any) -> None:
         """Leave it to the first process."""
 
-    def forget_metrics(self, stage: str, after_step: int) -> None:
+    def keep_metrics(self) -> None:
         """Leave it to the first process."""
+
+    def forget_metrics(self, stage: str, after_step: int, expected: str | None = None) -> str:
+        """Leave it to the first process."""
+        return ""
 
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
         """Leave it to the first process."""

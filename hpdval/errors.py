@@ -5,12 +5,42 @@ single line without a traceback.  The subclasses also derive from ``ValueError``
 not know this package can still catch them.
 """
 
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+LONGEST = 2000  # characters of a line
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
 
 class HpdvalError(Exception):
     """Base of all errors raised on purpose by this package."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(_line(message))
+
+
+def _line(text: str) -> str:
+    """Return text as one line that no file can spoil: not endless, and without characters that a terminal obeys."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST - 305]} ... {line[-300:]}"
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def shown(value: Any) -> str:
+    """Return a short ``repr`` of any value, however long, deep or large it is.
+
+    >>> shown("a" * 1000) == repr("a" * 1000), len(shown("a" * 1000)), shown([[[[[[[[1]]]]]]]])
+    (False, 80, '[[[[[[[...]]]]]]]')
+    """
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
 def one_line(error: BaseException) -> str:
@@ -19,7 +49,7 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("a\\nb")), one_line(KeyboardInterrupt())
     ('ValueError: a b', 'KeyboardInterrupt')
     """
-    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+    return ": ".join(filter(None, (type(error).__name__, _line(str(error)))))
 
 
 class DataError(HpdvalError, ValueError):

@@ -20,7 +20,7 @@ from hpdval.config import (
     choice,
     number,
 )
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, shown
 from hpdval.overrides import field_names, override
 from hpdval.recipes import released, scenes_lt
 
@@ -153,7 +153,7 @@ FEWSHOT_RECIPES: dict[str, Callable[[], FewShot]] = {
 def for_protocol(recipe: FewShot, protocol: str, *, sized: bool = True) -> FewShot:
     """Return the recipe on another protocol's data; ``sized``: one for ViT-B/16 is made small for scenes."""
     if protocol not in FEWSHOT_PROTOCOLS:
-        raise ConfigError(f"there is no protocol {protocol!r}; choose one of {', '.join(FEWSHOT_PROTOCOLS)}")
+        raise ConfigError(f"there is no protocol {shown(protocol)}; choose one of {', '.join(FEWSHOT_PROTOCOLS)}")
     sides = {side: replace(getattr(recipe, side), dataset=protocol) for side in ("base", "adapt")}
     if protocol == "scenes-fewshot" and sized:
         sides = {side: scenes_lt(experiment) for side, experiment in sides.items()}
@@ -172,8 +172,8 @@ def get_fewshot(name: str, *, protocol: str | None = None, **overrides: Any) -> 
     >>> get_fewshot("fewshot", seed=1, **{"adapt.stage2.lr": 1e-2}).base.seed
     1
     """
-    if name not in FEWSHOT_RECIPES:
-        raise ConfigError(f"there is no few-shot recipe {name!r}; recipes: {', '.join(FEWSHOT_RECIPES)}")
+    if not isinstance(name, str) or name not in FEWSHOT_RECIPES:
+        raise ConfigError(f"there is no few-shot recipe {shown(name)}; recipes: {', '.join(FEWSHOT_RECIPES)}")
     recipe = FEWSHOT_RECIPES[name]()
     if protocol is not None:
         recipe = for_protocol(recipe, protocol, sized=overrides.get("clip", "scenes") == "scenes")

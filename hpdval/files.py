@@ -1,22 +1,24 @@
-"""Files that are whole or absent: atomic writes, hashes, and where caches live."""
+"""Files that are whole or absent: atomic writes, hashes, sealed records, and where caches live."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from filelock import FileLock
 
-from hpdval.errors import HpdvalError, RunError
+from hpdval.errors import HpdvalError, RunError, shown
 
 T = TypeVar("T")
 
+SEAL, SEAL_KIND = "seal", "sha256:"
 LOCK_SECONDS = 0.2  # more than the instant for which `lock_held` asks, less than anybody notices
 
 
@@ -51,11 +53,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are meant to be shared
         temporary.replace(path)
     except OSError as error:
-        size = temporary.stat().st_size if temporary and temporary.exists() else 0
-        raise RunError(f"could not write {path} ({size} bytes written): {error.strerror or error}") from error
+        raise not_written(path, temporary, error) from error
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+
+
+def not_written(path: Path, part: Path | None, error: OSError) -> RunError:
+    """Return the error of a file that could not be written, with the size of the ``part`` that came of it."""
+    size = part.stat().st_size if part and part.exists() else 0
+    return RunError(f"could not write {path} ({size} bytes written): {error.strerror or error}")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -69,14 +76,27 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        HpdvalError: the file is absent or not JSON; the message names it.
+        HpdvalError: the file is absent, unreadable or not JSON; the message names it.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HpdvalError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise HpdvalError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of more digits than Python reads
         raise HpdvalError(f"{path} is not valid JSON: {error}") from None
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path that ``~`` and links lead to; of text that leads nowhere, what can be said of it.
+
+    ``Path.expanduser`` and ``Path.resolve`` raise on an unknown user and on links that lead to themselves.
+
+    >>> resolved("/tmp/../no/such/place").as_posix()
+    '/no/such/place'
+    """
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -93,6 +113,97 @@ def digest(*parts: Any) -> str:
     """
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum over all else that it holds.
+
+    >>> sealed({"seed": 0})
+    {'seed': 0, 'seal': 'sha256:73c35c29fdb7d074'}
+    """
+    return {**record, SEAL: _seal(record)}
+
+
+def unsealed(record: Any, where: object) -> dict[str, Any]:
+    """Return what was sealed, without the seal; what never was, by an older version or by hand, is taken as it is.
+
+    Args:
+        where: names the record in the error.
+
+    Raises:
+        RunError: it is no JSON object, or not what was sealed.
+    """
+    if not isinstance(record, dict):
+        raise RunError(f"{where} holds no JSON object; it is damaged, restore it")
+    plain = {name: value for name, value in record.items() if name != SEAL}
+    # a damaged name does not hide a seal: its value shows what it is
+    wears = SEAL in record or any(isinstance(v, str) and v.startswith(SEAL_KIND) for v in plain.values())
+    if wears and record.get(SEAL) != _seal(plain):
+        raise RunError(
+            f"{where} is not what was written: it is damaged or was altered; restore it, or remove its {SEAL!r} to "
+            "take it as it is"
+        )
+    return plain
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, default=str)  # through JSON once: what is sealed is what will be read
+    try:
+        return SEAL_KIND + digest(json.loads(text))[:16]
+    except UnicodeEncodeError:  # half a character, which no file of ours holds
+        return ""
+
+
+def write_sealed(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Write a JSON object with its seal, atomically."""
+    write_json(path, sealed(record))
+
+
+def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`write_sealed` wrote.
+
+    Raises:
+        HpdvalError: the file is absent, no JSON object, or not what was written; the message names it.
+    """
+    return unsealed(read_json(path), path)
+
+
+def check_form(value: Any, form: Any, where: str) -> None:
+    """Check that what was read has the form that its reader counts on.
+
+    Args:
+        form: a type, where ``float`` is any finite number; a list of one form, for lists of it; or a mapping of names
+            to forms, in which a name that ends in "?" may be missing or null, and ``...`` stands for every name.
+        where: names ``value`` in the error.
+
+    Raises:
+        RunError: the first part that has another form.
+
+    >>> check_form({"seed": 0, "files": {"a": "b"}}, {"seed": int, "files": {...: str}, "note?": str}, "x.json")
+    """
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            raise _other_form(value, "an object", where)
+        for name, inner in form.items():
+            for key in value if name is ... else [name.removesuffix("?")]:
+                if name is ... or key == name or value.get(key) is not None:
+                    check_form(value.get(key), inner, f"{where}: {key}")
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            raise _other_form(value, "a list", where)
+        for one in value:
+            check_form(one, form[0], where)
+    elif form in (int, float):
+        largest = 2**63 if form is int else sys.float_info.max  # NaN is not smaller
+        kinds = (int,) if form is int else (int, float)
+        if type(value) not in kinds or not abs(value) < largest:
+            raise _other_form(value, "a whole number" if form is int else "a finite number", where)
+    elif not isinstance(value, form):
+        raise _other_form(value, {str: "text", dict: "an object", list: "a list"}[form], where)
+
+
+def _other_form(value: Any, wanted: str, where: str) -> RunError:
+    return RunError(f"{where} is {shown(value)}, not {wanted}; it is damaged or somebody else's")
 
 
 def cache_dir() -> Path:

@@ -32,8 +32,8 @@ def find_notebook(name: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: none or several match; the message lists them.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path.resolve()
     known = sorted(notebooks_dir().glob("*.ipynb"))
     text = str(name).removesuffix(".ipynb")

@@ -9,21 +9,25 @@ instead of TCP ports, so that any number of notebooks can start at once.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import sys
-import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from hpdval.files import read_json, write_json
+from hpdval.files import LOCK_SECONDS, read_json, read_sealed, write_json, write_sealed
 
 GRACE_SECONDS = 10  # a kernel that is told to end may write a checkpoint first
 START_ATTEMPTS = 3
+PROCESS_LOCK = "process.lock"
+LONGEST_SOCKET = 107  # bytes of a path
 
 
 class Execution:
@@ -34,12 +38,12 @@ class Execution:
         self.parameters: dict[str, Any] = job["parameters"]
         self.folder = Path(job["folder"])
         self.timeout: float | None = job["timeout"]
-        self.private = Path(tempfile.mkdtemp(prefix="hpdval-"))
+        self.private = Path(job["private"])
         cells = read_json(self.notebook)["cells"]
         self.code_cells = sum(c["cell_type"] == "code" and bool("".join(c["source"]).strip()) for c in cells)
         self.code_cells += bool(self.parameters)  # papermill adds a cell with the parameters
         self.started = self.finished = 0
-        self.ending = threading.Event()
+        self.ending, self.resting = threading.Event(), threading.Event()
 
     def watch(self) -> None:
         """Wait until the runner is gone or time is up, then end the kernel and this process."""
@@ -52,14 +56,12 @@ class Execution:
 
     def end(self, reason: str) -> None:
         """End the kernel and everything below it, record the run as killed, and leave."""
-        import psutil  # comes with ipykernel
-
         self.ending.set()
-        family = psutil.Process().children(recursive=True)
-        for process in family:
-            process.terminate()
-        for process in psutil.wait_procs(family, timeout=GRACE_SECONDS)[1]:
-            process.kill()
+        until = time.monotonic() + GRACE_SECONDS
+        end_children(GRACE_SECONDS)
+        # the main thread may have been about to start a kernel; it rests as soon as it sees that its kernel is gone
+        while not self.resting.wait(0.2) and time.monotonic() < until:
+            end_children(1)
         self.record(status="killed", cell=self.started, error=reason)
         shutil.rmtree(self.private, ignore_errors=True)
         os._exit(1)
@@ -67,7 +69,7 @@ class Execution:
     def record(self, **values: Any) -> None:
         """Add to the runner's record in the run folder."""
         path = self.folder / "notebook.json"
-        write_json(path, {**read_json(path), **values})
+        write_sealed(path, {**read_sealed(path), **values})
 
     def kernel_environment(self) -> str:
         """Install a kernel for this interpreter in the private folder and return its name."""
@@ -95,9 +97,12 @@ class Execution:
         import papermill
         from traitlets.config import Config
 
+        # how a run ended is in its record, and is said once, by the runner
+        logging.getLogger("papermill").addHandler(logging.NullHandler())
         kernel = self.kernel_environment()
         config = Config()
-        if sys.platform == "linux":  # elsewhere socket paths may be too long
+        socket = self.private / "k-9"
+        if sys.platform == "linux" and len(os.fsencode(socket)) <= LONGEST_SOCKET:  # elsewhere there is less room
             config.KernelManager.transport = "ipc"
             config.KernelManager.ip = str(self.private / "k")
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -123,6 +128,19 @@ class Execution:
                     raise
 
 
+def end_children(seconds: float) -> None:
+    """End all that this process started, and what those started; after ``seconds`` without asking."""
+    import psutil  # comes with ipykernel
+
+    family = psutil.Process().children(recursive=True)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(family, timeout=seconds)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def last_lines(traceback: list[str], count: int = 12) -> list[str]:
     """Return the end of a cell's traceback without terminal colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback)).splitlines()[-count:]
@@ -132,8 +150,8 @@ def main() -> int:
     """Read the job, execute it, record how it went, and return the exit code."""
     run = Execution(json.loads(sys.stdin.readline()))
     # held until this process ends, which may be a little after its runner: nobody else is at work in the folder then
-    lock = FileLock(run.folder / "process.lock")
-    lock.acquire(timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or GRACE_SECONDS + 10))
+    lock = FileLock(run.folder / PROCESS_LOCK)
+    lock.acquire(timeout=LOCK_SECONDS)
     threading.Thread(target=run.watch, daemon=True).start()
     failure: dict[str, Any] = {}
     try:
@@ -148,6 +166,7 @@ def main() -> int:
         for line in failure["traceback"]:
             print(line, flush=True)
     if run.ending.is_set():
+        run.resting.set()
         threading.Event().wait()  # end() is at work in another thread and leaves for us
     if failure:
         run.record(**failure, cell=run.started)

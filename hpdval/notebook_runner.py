@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -27,10 +28,12 @@ from filelock import FileLock, Timeout
 
 import hpdval
 from hpdval.errors import ConfigError, RunError
-from hpdval.files import LOCK_SECONDS, digest, read_json, sha256_file, write_json
+from hpdval.files import LOCK_SECONDS, digest, read_json, read_sealed, resolved, sha256_file, write_sealed
 from hpdval.notebook_parameters import check_parameters, find_notebook, notebook_parameters
+from hpdval.notebook_process import GRACE_SECONDS, PROCESS_LOCK
 
-RECORD = "notebook.json"
+RECORD, RUNNER_LOCK = "notebook.json", "notebook.lock"
+LOCKS = (RUNNER_LOCK, PROCESS_LOCK)
 PLACES = ("run_dir", "shared")  # parameters that say where results lie, not what they are
 HASHED_BELOW = 64 * 2**20  # bytes
 # what says which images have which labels below the root of a prepared data set
@@ -60,7 +63,7 @@ def notebook_key(notebook: Path, values: Mapping[str, Any]) -> str:
     values = {name: value for name, value in values.items() if name not in PLACES}
     given = {name: Path(value) for name, value in values.items() if isinstance(value, str) and value}
     source = given.get("dataset", Path())
-    folders = [Path(), source if source.is_dir() else source.parent]
+    folders = [Path(), source if os.path.isdir(source) else source.parent]
     beside = [Path("classes.txt"), Path(f"{source.stem.split('_')[0]}_labels.txt")] if "dataset" in given else []
     pointed = {folder / path for path in (*given.values(), *beside) for folder in folders}
     files = [file for p in sorted(pointed) for file in (p, p / "manifest.json", *sorted(p.glob("open_clip_*")))]
@@ -81,7 +84,7 @@ def _fingerprint(path: Path) -> str | None:
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    return read_sealed(folder / RECORD) if (folder / RECORD).exists() else {}
 
 
 def is_done(notebook: Path, values: Mapping[str, Any], folder: Path) -> bool:
@@ -92,7 +95,7 @@ def is_done(notebook: Path, values: Mapping[str, Any], folder: Path) -> bool:
 def _is_done(folder: Path, key: str) -> bool:
     record, manifest = _status(folder), folder / "manifest.json"
     wanted = record.get("status") == "done" and record.get("key") == key
-    return wanted and manifest.exists() and read_json(manifest).get("status") == "done"
+    return wanted and manifest.exists() and read_sealed(manifest).get("status") == "done"
 
 
 def run_notebook(
@@ -123,19 +126,29 @@ def run_notebook(
     if "run_dir" not in notebook_parameters(source):
         raise ConfigError(f"{source.name} has no parameter run_dir; it needs one to be told where its results go")
     key = notebook_key(source, values)
-    folder = Path(out_dir or Path("runs") / f"{source.stem}-{key[:8]}").expanduser().resolve()
+    folder = resolved(out_dir or Path("runs") / f"{source.stem}-{key[:8]}")
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / "executed.ipynb"
-    if _is_done(folder, key) and executed.exists() and not force:
-        print(f"{source.stem}: already done in {_short(folder)}, skipped", flush=True)
+    if not force and _skipped(source, folder, key):
         return executed
+    wait = os.environ.get("HPDVAL_LOCK_WAIT")
     try:
-        with FileLock(folder / "notebook.lock", timeout=float(os.environ.get("HPDVAL_LOCK_WAIT") or LOCK_SECONDS)):
-            _make_room(folder, key, force=force, replace_stale=replace_stale)
-            _run(source, {**values, "run_dir": str(folder)}, folder, key, timeout)
+        with FileLock(folder / RUNNER_LOCK, timeout=float(wait or LOCK_SECONDS)):
+            with FileLock(folder / PROCESS_LOCK, timeout=float(wait or GRACE_SECONDS + 10)):
+                pass  # the process of a runner that died, which ends its kernel and writes its record, has ended
+            if force or not _skipped(source, folder, key):  # whoever held the folder may have finished this very run
+                _make_room(folder, key, force=force, replace_stale=replace_stale)
+                _run(source, {**values, "run_dir": str(folder)}, folder, key, timeout)
     except Timeout:
         raise RunError(f"{folder} is in use by another notebook run; wait for it or choose another folder") from None
     return executed
+
+
+def _skipped(source: Path, folder: Path, key: str) -> bool:
+    done = _is_done(folder, key) and (folder / "executed.ipynb").exists()
+    if done:
+        print(f"{source.stem}: already done in {_short(folder)}, skipped", flush=True)
+    return done
 
 
 def _make_room(folder: Path, key: str, *, force: bool, replace_stale: bool) -> None:
@@ -149,29 +162,31 @@ def _make_room(folder: Path, key: str, *, force: bool, replace_stale: bool) -> N
     if old:
         (folder / "manifest.json").unlink(missing_ok=True)  # of an attempt that ended badly; this one writes its own
     if force or other:
-        if not old and any(p.name != "notebook.lock" for p in folder.iterdir()):
+        if not old and any(p.name not in LOCKS for p in folder.iterdir()):
             raise RunError(f"{folder} holds files that no notebook run made; choose another --out")
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != "notebook.lock":
+            elif path.name not in LOCKS:
                 path.unlink()
 
 
 def _run(source: Path, values: dict[str, Any], folder: Path, key: str, timeout: float | None) -> None:
     started = time.time()
     record = {"notebook": source.name, "key": key, "parameters": values, "status": "running", "started": started}
-    write_json(folder / RECORD, record)
+    write_sealed(folder / RECORD, record)
     manifest = folder / "manifest.json"
     before = _identity(manifest)
     print(f"{source.stem}: running into {_short(folder)}", flush=True)
-    code = _supervise({"notebook": str(source), "parameters": values, "folder": str(folder), "timeout": timeout})
+    with tempfile.TemporaryDirectory(prefix="hpdval-", ignore_cleanup_errors=True) as private:
+        job = {"notebook": str(source), "parameters": values, "folder": str(folder), "private": private}
+        code = _supervise({**job, "timeout": timeout})
     record = _status(folder) or record
     seconds = round(time.time() - started, 1)
     if code != 0 or record["status"] != "executed":
         if record["status"] not in ("failed", "killed", "stopped"):
             record |= {"status": "killed", "error": f"its process ended with exit code {code}"}
-    elif _identity(manifest) in (None, before) or read_json(manifest).get("status") != "done":
+    elif _identity(manifest) in (None, before) or read_sealed(manifest).get("status") != "done":
         record |= {
             "status": "failed",
             "error": "every cell ran but none finished the run (no new manifest.json)",
@@ -179,7 +194,7 @@ def _run(source: Path, values: dict[str, Any], folder: Path, key: str, timeout: 
     else:
         (folder / "partial.ipynb").replace(folder / "executed.ipynb")
         record["status"] = "done"
-    write_json(folder / RECORD, {**record, "seconds": seconds})
+    write_sealed(folder / RECORD, {**record, "seconds": seconds})
     if record["status"] != "done":
         cell = f" in cell {record['cell']}" if record.get("cell") else ""
         partial = folder / "partial.ipynb"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdval.config import LOSS_NAMES, AugmentConfig, Experiment, LossConfig, ScoreConfig, Stage1Config, Stage2Config
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, shown
 from hpdval.overrides import field_names, override
 from hpdval.rival_configs import CprflConfig
 from hpdval.rival_recipes import RIVAL_RECIPES, sized, small
@@ -226,8 +226,10 @@ def get_recipe(name: str, *, dataset: str | None = None, **overrides: Any) -> Ex
     >>> get_recipe("hpdval", dataset="coco-lt", **{"stage1.epochs": 1}).stage1.loss.mu
     0.2
     """
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise ConfigError(f"there is no recipe {shown(name)}; recipes: {', '.join(RECIPES)}")
+    if not isinstance(dataset, str | None):
+        raise ConfigError(f"dataset is {shown(dataset)}; give the name or the path of one as text")
     experiment = RECIPES[name]()
     for stage in TRAINED:  # another loss begins with its own constants, not with those of the recipe's
         loss, config = overrides.get(f"{stage}.loss.name"), getattr(experiment, stage)

@@ -2,11 +2,13 @@
 
 run.json            what was started (key, configuration), written first
 data.json           how its data set was loaded, where ``load_dataset`` did it; not in the key
-metrics.jsonl       one JSON object a line, as training goes
+metrics.jsonl       one JSON object a line, each with its seal, as training goes
 checkpoint*.safetensors, model.safetensors, model.json
 predictions.npz     ids, scores, targets, classes
 result.json         the result that tables and reports read
 manifest.json       written last: status, code, packages, hardware, seeds, wall time, hash of every file
+
+``run.json`` and ``manifest.json`` are sealed (``files.sealed``): nothing in a finished folder changes unnoticed.
 """
 
 from __future__ import annotations
@@ -27,8 +29,29 @@ from filelock import FileLock, Timeout
 
 import hpdval
 from hpdval.errors import RunError, one_line
-from hpdval.files import LOCK_SECONDS, atomic_write, digest, read_json, sha256_file, write_json
+from hpdval.files import (
+    LOCK_SECONDS,
+    atomic_write,
+    digest,
+    not_written,
+    read_sealed,
+    resolved,
+    sha256_file,
+    write_json,
+    write_sealed,
+)
 from hpdval.provenance import code_state, hardware, packages
+from hpdval.records import (
+    altered,
+    chained,
+    metrics_line,
+    read_back,
+    read_lines,
+    read_manifest,
+)
+from hpdval.records import read_metrics as read_metrics
+from hpdval.records import read_predictions as read_predictions
+from hpdval.records import read_result as read_result
 from hpdval.stopping import REQUEST, forget_request, listen, stop_listening
 
 # what the notebook runner and `hpdval train` still write or hold when the manifest is written
@@ -66,7 +89,7 @@ class Run:
         config: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = Path(folder).expanduser().resolve()
+        self.folder = resolved(folder)
         self.kind = kind
         # through JSON once, so that what is compared and stored is what a later process will read
         self.config = json.loads(json.dumps(dict(config), default=str))
@@ -99,18 +122,18 @@ class Run:
         forget_request(self.folder)
         for stale in self.folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
-        start = self.path("run.json")
-        if start.exists():
-            old = read_json(start)
+        start, manifest = self.path("run.json"), self.path("manifest.json")
+        if start.exists() or manifest.exists():
+            old = read_sealed(start if start.exists() else manifest)
             if old.get("key") != self.key:
                 raise RunError(
                     f"{self.folder} holds another run ({_difference(old, self.describe())}); "
                     "choose another folder or delete it"
                 )
-            if not self.path("manifest.json").exists():
-                write_json(start, {**{n: v for n, v in old.items() if n != "ended"}, "opened": self._began})
+            if not manifest.exists():
+                write_sealed(start, {**{n: v for n, v in old.items() if n != "ended"}, "opened": self._began})
         else:
-            write_json(start, {**self.describe(), "started": self._began})
+            write_sealed(start, {**self.describe(), "started": self._began})
 
     def describe(self) -> dict[str, Any]:
         """Return what the key is made of."""
@@ -129,27 +152,50 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the manifest of this very run says it is done."""
-        path = self.path("manifest.json")
-        return path.exists() and read_json(path).get("key") == self.key and read_json(path)["status"] == "done"
+        if not self.path("manifest.json").exists():
+            return False
+        manifest = read_manifest(self.folder)
+        return manifest.get("key") == self.key and manifest["status"] == "done"
 
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def log(self, **record: Any) -> None:
         """Append one record to ``metrics.jsonl``, where another process can read it at once."""
-        line = json.dumps(record, allow_nan=False)
-        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
+        line, path = metrics_line(record), self.path("metrics.jsonl")
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise not_written(path, path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return all records; a last line cut off by a crash is left out."""
-        return read_metrics(self.folder)
+        return read_lines(self.path("metrics.jsonl"))
 
-    def forget_metrics(self, stage: str, after_step: int) -> None:
-        """Drop records of ``stage`` later than ``after_step``, and closing ones: what a resumed run will repeat."""
+    def keep_metrics(self) -> None:
+        """Have the disk hold all records before a checkpoint counts on them, whatever the power does."""
+        if self.path("metrics.jsonl").exists():
+            with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+
+    def forget_metrics(self, stage: str, after_step: int, expected: str | None = None) -> str:
+        """Drop records of ``stage`` later than ``after_step``, and closing ones: what a resumed run will repeat.
+
+        Returns the chain (:func:`hpdval.records.chained`) of those of ``stage`` that are left.
+
+        Raises:
+            RunError: that is not ``expected``.
+        """
         kept = [r for r in self.metrics() if r.get("stage") != stage or r.get("step", math.inf) <= after_step]
+        chain = chained("", *(record for record in kept if record.get("stage") == stage))
+        if expected not in (None, chain):
+            raise RunError(
+                f"{self.path('metrics.jsonl')} does not hold what was logged up to update {after_step} of {stage}; "
+                f"restore it, or delete {self.folder} to start again"
+            )
         with atomic_write(self.path("metrics.jsonl"), "w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
+            file.writelines(map(metrics_line, kept))
+        return chain
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -175,11 +221,15 @@ class Run:
             write_json(self.path("result.json"), dict(result))
         before = read_manifest(self.folder) if self.finished else {}
         manifest = self._manifest()
-        write_json(self.path("manifest.json"), {**manifest, **before, "files": manifest["files"]})
+        for name, known in before.get("files", {}).items():
+            changed = read_back(name) and manifest["files"].get(name, known) != known
+            if changed and self.path(name).stat().st_mtime < self._began - 1:  # not by whoever holds this run
+                raise altered(self.path(name))
+        write_sealed(self.path("manifest.json"), {**manifest, **before, "files": manifest["files"]})
         self.close()
 
     def _manifest(self) -> dict[str, Any]:
-        started = read_json(self.path("run.json")).get("started", self._began)
+        started = read_sealed(self.path("run.json")).get("started", self._began)
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.name not in NOT_LISTED)
         return {
             "status": "done",
@@ -197,15 +247,15 @@ class Run:
     def close(self, error: BaseException | None = None) -> None:
         """Release the folder; an unfinished run stays resumable, and keeps the line of the ``error`` that ended it."""
         if self._lock.is_locked and not self.path("manifest.json").exists():
-            start = {**read_json(self.path("run.json")), "elapsed": self._elapsed()}
+            start = {**read_sealed(self.path("run.json")), "elapsed": self._elapsed()}
             ended = {} if error is None else {"ended": one_line(error)}
-            write_json(self.path("run.json"), {**start, **ended})
+            write_sealed(self.path("run.json"), {**start, **ended})
         stop_listening(self.folder, self)
         self._lock.release()
 
     def _elapsed(self) -> float:
         """Seconds of this and of earlier attempts; what a killed process took is not known."""
-        return round(float(read_json(self.path("run.json")).get("elapsed", 0.0)) + time.time() - self._began, 3)
+        return round(float(read_sealed(self.path("run.json")).get("elapsed", 0.0)) + time.time() - self._began, 3)
 
     def __enter__(self) -> Run:
         return self
@@ -214,70 +264,6 @@ class Run:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(value)
-
-
-def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the records of ``metrics.jsonl`` in ``folder``; a last line cut off by a crash is left out.
-
-    Raises:
-        RunError: a line other than the last is not JSON; the message names file and line.
-    """
-    path = Path(folder) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}, line {number} is not JSON; the file is damaged") from None
-    return records
-
-
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the manifest of a finished run.
-
-    Raises:
-        RunError: there is no manifest: the run did not finish; the message says how to go on.
-    """
-    path = Path(folder) / "manifest.json"
-    if not path.exists():
-        what = "is not a finished run" if (path.parent / "run.json").exists() else "is not a run folder"
-        raise RunError(f"{path.parent} {what} (no manifest.json); run the same command again to finish it")
-    manifest: dict[str, Any] = read_json(path)
-    return manifest
-
-
-def read_predictions(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return ids, scores, targets and classes of a finished run, checked against the manifest's hash.
-
-    Raises:
-        RunError: the run is unfinished, has no predictions, or the file was altered.
-    """
-    with np.load(_checked_file(folder, "predictions.npz"), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the record in ``result.json`` of a finished run, checked against the manifest's hash.
-
-    Raises:
-        RunError: the run is unfinished, has no result, or the file was altered.
-    """
-    record: dict[str, Any] = read_json(_checked_file(folder, "result.json"))
-    return record
-
-
-def _checked_file(folder: str | os.PathLike[str], name: str) -> Path:
-    files, path = read_manifest(folder)["files"], Path(folder) / name
-    if name not in files or not path.exists():
-        raise RunError(f"{folder} has no {name}")
-    if sha256_file(path) != files[name]:
-        raise RunError(f"{path} differs from its hash in the manifest; it is damaged or was altered")
-    return path
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

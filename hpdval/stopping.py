@@ -1,12 +1,17 @@
 """A clean stop, asked for by a file in a folder: from another process, another machine, a notebook or a browser.
 
 Whoever holds the folder answers.  The training loop looks about once a second, saves and raises :class:`Interrupted`;
-an evaluation is finished first.  A request that was made before the folder was opened is forgotten.
+an evaluation is finished first.  A request that was made before the folder was opened is forgotten.  What has no such
+loop ends at SIGTERM as it does at Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -58,3 +63,20 @@ def take_request() -> bool:
     for folder in asked:
         forget_request(folder)
     return bool(asked)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what it started ends, too; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -13,10 +13,11 @@ from typing import Any
 
 from hpdval.config import Experiment
 from hpdval.errors import ConfigError, RunError
-from hpdval.files import atomic_write, read_json
+from hpdval.files import atomic_write, resolved
 from hpdval.notebook_parameters import find_notebook, notebook_parameters
 from hpdval.notebook_runner import run_notebook
 from hpdval.overrides import field_names
+from hpdval.records import read_result
 
 METHODS = {"02": "zero-shot", "03": "stage 1", "04": "stage 2"}  # the notebooks that score the test images
 COLUMNS = ("total", "head", "medium", "tail")
@@ -51,9 +52,9 @@ def demo(out: Folder = "runs/demo", *, seed: int = 0, force: bool = False) -> Pa
     Raises:
         RunError: a notebook failed; running the same command again continues.
     """
-    started, folder = time.monotonic(), Path(out).expanduser().resolve()
+    started, folder = time.monotonic(), resolved(out)
     runs = run_chapters(folder, ("01", *METHODS), {"seed": seed}, force=force)
-    table = one_seed_table({METHODS[number]: read_json(runs[number] / "result.json") for number in METHODS})
+    table = one_seed_table({METHODS[number]: read_result(runs[number]) for number in METHODS})
     with atomic_write(folder / "summary.md", "w") as file:
         file.write(table + "\n")
     print(f"\nscenes-lt, seed {seed}: mean average precision in percent on the test images\n\n{table}\n")
@@ -126,14 +127,14 @@ def study(
     if "seed" in parameters or "run_dir" in parameters:
         raise ConfigError("seed and run_dir are set by the study itself; leave them out")
     _check_names(parameters)
-    folder = Path(out).expanduser().resolve()
+    folder = resolved(out)
     shared = run_chapters(folder, ("01", "02"), parameters, force=force)
     each = [
         run_chapters(folder / f"seed-{s}", ("03", "04"), {**parameters, "seed": s}, earlier=shared, force=force)
         for s in range(seeds)
     ]
     runs = {"zero-shot": [shared["02"]], **{METHODS[n]: [run[n] for run in each] for n in ("03", "04")}}
-    target = Path(report).expanduser() if report else folder / "report"
+    target = Path(os.path.expanduser(report)) if report else folder / "report"
     write_report(runs, target, command=command)
     written = _with(target, ".md")
     print(f"\n{written.read_text(encoding='utf-8')}")
@@ -159,7 +160,7 @@ def write_report(runs: Mapping[str, Sequence[Folder]], target: Path, *, command:
     from hpdval.run import read_manifest
     from hpdval.tables import comparison_table, per_class_table, read_runs, results_table, to_markdown
 
-    last = {method: read_json(Path(folders[-1]) / "result.json") for method, folders in runs.items()}
+    last = {method: read_result(folders[-1]) for method, folders in runs.items()}
     manifests = [read_manifest(folder) for folders in runs.values() for folder in folders]
     first, newest = last["zero-shot"], manifests[-1]
     images = newest["inputs"]["images"]

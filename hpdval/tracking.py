@@ -8,10 +8,13 @@ This is the one module that needs the package ``tensorboard`` (the extra ``track
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hpdval.errors import ConfigError, HpdvalError, RunError
-from hpdval.files import LOCK_SECONDS, digest, lock_held, read_json, write_json
+from hpdval.files import LOCK_SECONDS, digest, lock_held, not_written, read_json, write_json
 from hpdval.groups import GROUPS
-from hpdval.run import read_metrics, read_result
+from hpdval.run import read_manifest, read_metrics, read_result
 
 STATE, EVENTS = "mirrored.json", "events.out.tfevents.*"
 OURS = {"run.json", "manifest.json", "notebook.json"}
@@ -40,7 +43,7 @@ class Mirror:
 
     def __init__(self, run: Folder, target: Folder) -> None:
         self.run, self.target = Path(run), Path(target)
-        self._writer: Any = None
+        self._writer: EventFile | None = None
         self._seen: list[tuple[int, int] | None] = []
         if any((self.target / name).exists() for name in OURS):
             raise ConfigError(f"{self.target} is a run folder; choose another folder for event files")
@@ -57,7 +60,7 @@ class Mirror:
         if now == self._seen or now == [None, None]:
             return 0
         records = read_metrics(self.run)
-        if (self.run / "manifest.json").exists() and (self.run / "result.json").exists():
+        if (self.run / "manifest.json").exists() and "result.json" in read_manifest(self.run)["files"]:
             records += _test_metrics(read_result(self.run), records)
         held = self._held(records)
         if held < len(records):
@@ -69,9 +72,13 @@ class Mirror:
 
     def _held(self, records: Records) -> int:
         """Return how many of ``records`` the event files hold; -1 where they hold anything else."""
-        found = read_json(self.target / STATE) if (self.target / STATE).exists() else self._state([])
-        held = int(found["records"])
-        return held if found == self._state(records[:held]) else -1
+        found: Any = self._state([])
+        if (self.target / STATE).exists():
+            found = None
+            with suppress(HpdvalError):  # damaged: all is written anew
+                found = read_json(self.target / STATE)
+        held = found.get("records") if isinstance(found, dict) else None
+        return held if isinstance(held, int) and found == self._state(records[:held]) else -1
 
     def _state(self, records: Records) -> dict[str, Any]:
         return {"records": len(records), "digest": digest(records), "files": self._sizes()}
@@ -86,7 +93,7 @@ class Mirror:
             # where we die before the last line of this function, the next export sees that it must begin anew
             write_json(self.target / STATE, {**self._state(records[: max(held, 0)]), "files": None})
             # purging makes readers forget earlier files, which stay: TensorBoard stops at a file that vanishes
-            self._writer = _event_writer(self.target, purge=held < 0)
+            self._writer = _event_file(self.target, purge=held < 0)
         for tag, value, step in scalars(records, begin=max(held, 0)):
             self._writer.add_event(_event(tag, value, step))
         self._writer.flush()
@@ -94,9 +101,7 @@ class Mirror:
 
     def close(self) -> None:
         """Close the event file; a later update begins another."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._writer = None
 
 
 def scalars(records: Records, begin: int = 0) -> Iterator[tuple[str, float, int]]:
@@ -146,18 +151,53 @@ def _check_installed() -> None:
         raise ConfigError("TensorBoard is not installed; install the extra: pip install 'hpdval[tracking]'")
 
 
-def _event_writer(folder: Path, *, purge: bool) -> Any:
-    """Open a new event file in ``folder``; with ``purge`` readers forget all that earlier files hold."""
+class EventFile:
+    """One file of events; TensorBoard's own writer has a thread, which nobody hears when the disk is full."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self.path = folder / name
+        self._unwritten = io.BytesIO()
+        self._records = RecordWriter(self._unwritten)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
+
+    def add_event(self, event: Any) -> None:
+        """Add an event; :meth:`flush` writes it."""
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Write what was added.
+
+        Raises:
+            RunError: it could not be written; the next export writes all anew.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.write(self._unwritten.getvalue())
+        except OSError as error:
+            raise not_written(self.path, self.path, error) from error
+        self._unwritten.seek(0)
+        self._unwritten.truncate()
+
+
+def _event_file(folder: Path, *, purge: bool) -> EventFile:
+    """Begin a new event file in ``folder``; with ``purge`` readers forget all that earlier files hold."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     newest = max((int(path.name.split(".")[3]) for path in folder.glob(EVENTS)), default=0)
     while newest <= time.time() < newest + 1:  # readers take files in the order of names, which hold whole seconds
         time.sleep(0.05)
-    writer = EventFileWriter(str(folder))
+    file = EventFile(folder)
     if purge:
-        writer.add_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
-    return writer
+        file.add_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
+    return file
 
 
 def _event(tag: str, value: float, step: int) -> Any:
@@ -219,6 +259,8 @@ def _update(mirrors: Mapping[str, Mirror]) -> tuple[dict[str, int], set[str]]:
         try:
             new[name] = mirror.update()
         except HpdvalError as error:
+            if isinstance(error.__cause__, OSError):  # a full disk is nothing that this run has
+                raise
             problems.add(f"{name} is left out: {error}")
     return {name: count for name, count in new.items() if count}, problems
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import faults as faults  # the fixture
+from faults import install
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +52,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One cache for the whole session, made by it: no test depends on what a machine had before."""
     if not os.environ.get("HPDVAL_TEST_CACHE"):
         os.environ["HPDVAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", metavar="FILE", help="write the table of injected faults there (Markdown)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    install(config)
 
 
 NOTEBOOKS = ("build/smoke/", "tests/browser/")

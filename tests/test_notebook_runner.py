@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from faults import Faults
 from nbformat.v4 import new_code_cell, new_notebook
 
 from hpdval import notebook_runner
@@ -235,13 +237,15 @@ if not first.exists():
     assert "error" not in record(folder)
 
 
-def test_a_killed_kernel_is_never_done(make: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_a_killed_kernel_is_never_done(make: Callable[..., Path], tmp_path: Path, faults: Faults) -> None:
     folder, notebook = tmp_path / "run", make(FINISH, KILL_OWN_KERNEL)
     for _ in range(2):  # the second time it is not skipped, and the first one's manifest does not vouch for it
-        with pytest.raises(RunError, match="killed in cell 4"):
-            run_notebook(notebook, {}, folder)
-        assert record(folder)["status"] == "killed"
-        assert (folder / "manifest.json").exists()  # written before the kernel died
+        with faults.injected("kill -9", "notebook's kernel", "killed, never done"):
+            with pytest.raises(RunError, match="killed in cell 4"):
+                run_notebook(notebook, {}, folder)
+            assert record(folder)["status"] == "killed"
+            assert (folder / "manifest.json").exists()  # written before the kernel died
 
 
 def test_without_a_manifest_of_its_own_it_is_not_done(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -258,6 +262,18 @@ def test_out_of_time(make: Callable[..., Path], tmp_path: Path) -> None:
         run_notebook(make(SLEEP, FINISH), {}, tmp_path / "run", timeout=8)  # long enough to reach the sleep
     assert record(tmp_path / "run")["status"] == "killed"
     assert not (tmp_path / "run/pid").exists() or gone(tmp_path / "run")  # a very busy machine gets no further
+
+
+@pytest.mark.nightly
+def test_temporary_files_may_lie_deeper_than_a_socket_can(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    run_notebook(make(FINISH), {}, tmp_path / "run")
+    assert record(tmp_path / "run")["status"] == "done"
+    assert not [*deep.iterdir()]
 
 
 def test_a_folder_in_use_is_refused_and_foreign_files_are_safe(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -282,9 +298,10 @@ def gone(folder: Path, seconds: float = 15) -> bool:
     return not psutil.pid_exists(kernel)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_when_the_runner_dies_the_kernel_does(
-    make: Callable[..., Path], tmp_path: Path, signum: signal.Signals
+    make: Callable[..., Path], tmp_path: Path, signum: signal.Signals, faults: Faults
 ) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "hpdval.cli", "run", str(make(SLEEP, FINISH)), "--out", str(folder)]
@@ -299,36 +316,17 @@ def test_when_the_runner_dies_the_kernel_does(
     until = time.monotonic() + 60
     while not ((folder / "pid").exists() and (folder / "pid").read_text()) and time.monotonic() < until:
         time.sleep(0.1)
-    os.kill(runner.pid, signum)
-    _, errors = runner.communicate(timeout=40)
-    assert gone(folder)
-    until = time.monotonic() + 15  # the process in between writes the record after the kernel has ended
-    while record(folder)["status"] == "running" and time.monotonic() < until:
-        time.sleep(0.1)
-    assert record(folder)["status"] == "killed"
-    if signum == signal.SIGINT:
-        assert runner.returncode == 130
-        assert errors == "hpdval: interrupted; the same command continues\n"
-
-
-@pytest.mark.nightly
-def test_eight_at_once_twenty_times(make: Callable[..., Path], tmp_path: Path) -> None:
-    notebook = make(FINISH)
-    for turn in range(20):
-        commands = [
-            [
-                sys.executable,
-                "-m",
-                "hpdval.cli",
-                "run",
-                str(notebook),
-                "-p",
-                f"seed={i}",
-                "--out",
-                f"{tmp_path}/{turn}-{i}",
-            ]
-            for i in range(8)
-        ]
-        running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
-        assert [process.wait(timeout=300) for process in running] == [0] * 8
-        assert [record(tmp_path / f"{turn}-{i}")["status"] for i in range(8)] == ["done"] * 8
+    fault = "kill -9" if signum == signal.SIGKILL else signum.name
+    with faults.injected(fault, "hpdval run", "killed, kernel ended"):
+        os.kill(runner.pid, signum)
+        _, errors = runner.communicate(timeout=40)
+        assert gone(folder)
+        until = time.monotonic() + 15  # the process in between writes the record after the kernel has ended
+        while record(folder)["status"] == "running" and time.monotonic() < until:
+            time.sleep(0.1)
+        assert record(folder)["status"] == "killed"
+        if signum == signal.SIGKILL:
+            assert runner.returncode == -signal.SIGKILL
+        else:
+            assert runner.returncode == 130
+            assert errors == "hpdval: interrupted; the same command continues\n"

@@ -25,6 +25,8 @@ from hpdval.files import write_json
 from hpdval.metrics import bootstrap, evaluate, holm, paired_bootstrap, permutation_test
 from hpdval.report import build_report
 from hpdval.report.analyse import Statistics, analyse
+from hpdval.report.build import KIND
+from hpdval.report.folder import write_folder
 from hpdval.report.gather import compare_runs, gather
 from hpdval.report.latex import escape, highlighted, latex_table
 from hpdval.run import Run, read_predictions
@@ -272,18 +274,15 @@ def test_rebuilding_replaces_own_files_and_spares_foreign_ones(tmp_path: Path) -
     assert contents(out) == {**before, "notes.txt": b"mine"}
 
 
-def test_a_build_that_was_killed_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [made(tmp_path / "a", 1, 0)]
-    whole = contents(build_report(runs, tmp_path / "whole", figures=(), **QUICK).parent)
-    killed = build_report(runs, tmp_path / "killed", figures=(), **QUICK).parent
-    manifest = json.loads((killed / "manifest.json").read_text())
-    write_json(
-        killed / "manifest.json", {"kind": manifest["kind"], "status": "being written", "files": manifest["files"]}
-    )
-    (killed / "index.html").unlink()
-    (killed / "tables/.runs.csv.abc.tmp").write_text("half")
-    build_report(runs, killed, figures=(), **QUICK)
-    assert contents(killed) == whole
+def test_half_a_first_manifest_makes_a_folder_no_less_ours(tmp_path: Path) -> None:
+    left = tmp_path / ".manifest.json.abc.tmp"
+    left.write_text("half")
+    (tmp_path / ".index.html.abc.tmp").write_text("half")  # which no build writes before its manifest
+    with pytest.raises(RunError, match=r"not of a report \(\.index\.html\.abc\.tmp\)"):
+        write_folder(tmp_path, KIND, {}, {})
+    (tmp_path / ".index.html.abc.tmp").unlink()
+    write_folder(tmp_path, KIND, {"a.txt": b"whole"}, {})
+    assert set(contents(tmp_path)) == {"a.txt", "manifest.json"}
 
 
 def test_what_cannot_be_reported_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from faults import Faults
 from nbformat.v4 import new_code_cell, new_notebook
 
 from hpdval.cli import main
@@ -360,8 +361,13 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> No
         time.sleep(0.1)
 
 
+@pytest.mark.fault
 def test_a_worker_killed_in_the_middle_costs_no_run(
-    notebook: Path, grid: Callable[..., Path], tmp_path: Path, scheduler: tuple[str, list[subprocess.Popen[str]]]
+    notebook: Path,
+    grid: Callable[..., Path],
+    tmp_path: Path,
+    scheduler: tuple[str, list[subprocess.Popen[str]]],
+    faults: Faults,
 ) -> None:
     address, processes = scheduler
     source, out = grid(base={"seconds": 3.0}, grid={"name": ["a", "b", "c"]}), tmp_path / "out"
@@ -370,22 +376,24 @@ def test_a_worker_killed_in_the_middle_costs_no_run(
     wait_for(lambda: len(starts(out)) == 2, "the second run")  # both workers are at work
     left = psutil.Process(processes[1].pid).children(recursive=True)
     assert left, "the notebook and its kernel"
-    processes[1].kill()
-    printed, _ = running.communicate(timeout=120)
-    assert running.returncode == 0, printed
-    assert "3 of 3 runs are done" in printed
-    assert set(statuses(out).values()) == {"done"}
-    begun = starts(out)
-    assert sorted(set(begun)) == ["a 0", "b 0", "c 0"]
-    assert len(begun) == 4  # the one that lost its worker began twice
-    for cell in read_sweep(out).comparisons[0].cells:
-        assert len(cell.runs) == 1
-    assert not psutil.wait_procs(left, timeout=30)[1], "its notebook and kernel have ended, too"
+    with faults.injected("kill -9", "sweep's worker", "another worker finishes the run"):
+        processes[1].kill()
+        printed, _ = running.communicate(timeout=120)
+        assert running.returncode == 0, printed
+        assert "3 of 3 runs are done" in printed
+        assert set(statuses(out).values()) == {"done"}
+        begun = starts(out)
+        assert sorted(set(begun)) == ["a 0", "b 0", "c 0"]
+        assert len(begun) == 4  # the one that lost its worker began twice
+        for cell in read_sweep(out).comparisons[0].cells:
+            assert len(cell.runs) == 1
+        assert not psutil.wait_procs(left, timeout=30)[1], "its notebook and kernel have ended, too"
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_nothing_stays_behind_and_the_same_command_continues(
-    notebook: Path, grid: Callable[..., Path], tmp_path: Path, number: signal.Signals
+    notebook: Path, grid: Callable[..., Path], tmp_path: Path, number: signal.Signals, faults: Faults
 ) -> None:
     source, out = grid(comparisons={"n": {"cells": {"quick": {}, "slow": {"seconds": 60.0}}}}), tmp_path / "out"
     command = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -394,13 +402,14 @@ def test_interrupted_nothing_stays_behind_and_the_same_command_continues(
     running = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: len(starts(out)) == 2, "the slow run")
     family = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(number)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert errors.strip().splitlines()[-1] == "hpdval: interrupted; the same command continues"
-    psutil.wait_procs(family, timeout=30)
-    assert not [process for process in family if process.is_running()]
-    assert sorted(statuses(out).values()) == ["done", "pending"]
+    with faults.injected(number.name, "hpdval sweep", "status and line, workers ended; the same command continues"):
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert errors.strip().splitlines()[-1] == "hpdval: interrupted; the same command continues"
+        psutil.wait_procs(family, timeout=30)
+        assert not [process for process in family if process.is_running()]
+        assert sorted(statuses(out).values()) == ["done", "pending"]
 
     plan = plan_of(notebook, source)
     slow = next(name for name, job in plan.jobs.items() if job.values.get("seconds"))

@@ -7,9 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -798,67 +795,6 @@ def test_another_experiment_in_the_same_folder_is_refused(tmp_path: Path, colour
     train_stage1(colours, recipe(**{"stage1.epochs": 1}), run=tmp_path, clip=clip, show=False)
     with pytest.raises(RunError, match=r"stage1\.lr"):
         train_stage1(colours, recipe(**{"stage1.epochs": 1, "stage1.lr": 1e-3}), run=tmp_path, clip=clip, show=False)
-
-
-KILLED = """
-    import os, sys
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from test_training import TINY, coloured, recipe, Dataset, CLASSES
-    import json, numpy as np, torch
-    torch.set_num_threads(1)
-    from hpdval.models import load_clip
-    from hpdval.training import loop
-    from hpdval.training.stage1 import train_stage1
-    from hpdval.training.stage2 import train_stage2
-    folder, kill_at, stage = Path({folder!r}), int(sys.argv[1]), sys.argv[2]
-    (folder / "tiny.json").write_text(json.dumps(TINY))
-    loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every update
-    step = loop.Trainer.step
-    def counted(self, batches):
-        if self.update == kill_at:
-            os.kill(os.getpid(), 9)
-        return step(self, batches)
-    loop.Trainer.step = counted
-    settle = loop._settle
-    def last(trainer):
-        if kill_at == 999:
-            os.kill(os.getpid(), 9)
-        settle(trainer)
-    loop._settle = last
-    finish = loop.Run.finish
-    def finished(self, result=None):
-        if kill_at == 1000:  # model, predictions and closing records are written, the manifest is not
-            os.kill(os.getpid(), 9)
-        finish(self, result)
-    loop.Run.finish = finished
-    train, test = coloured(60, 1), coloured(40, 2)
-    data = Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test,
-                   class_counts=train.targets.sum(0).astype(np.int64))
-    clip = load_clip(folder / "tiny.json", seed=0)
-    if stage == "stage1":
-        train_stage1(data, recipe(**{{"stage1.epochs": 2}}), run=folder / "run", clip=clip, show=False)
-    else:
-        from hpdval.scoring import zero_shot_scorer
-        train_stage2(data, recipe(), run=folder / "run", start=zero_shot_scorer(clip, CLASSES), show=False)
-"""
-
-
-@pytest.mark.parametrize(("stage", "kill_at"), [("stage1", 3), ("stage2", 2), ("stage2", 999), ("stage2", 1000)])
-def test_killed_in_mid_training_the_resumed_run_is_bit_identical(tmp_path: Path, stage: str, kill_at: int) -> None:
-    hashes = []
-    for name, kills in (("whole", ()), ("killed", (kill_at,))):
-        folder = tmp_path / name
-        folder.mkdir()
-        code = textwrap.dedent(KILLED.format(tests=str(Path(__file__).parent), folder=str(folder)))
-        for at in (*kills, -1):
-            done = subprocess.run([sys.executable, "-c", code, str(at), stage], capture_output=True, text=True)
-            assert done.returncode == (-9 if at >= 0 else 0), done.stderr
-        manifest = json.loads((folder / "run" / "manifest.json").read_text())
-        hashes.append({n: manifest["files"][n] for n in ("clip.safetensors", "model.safetensors", "metrics.jsonl")})
-        hashes[-1]["scores"] = read_predictions(folder / "run")["scores"].tobytes()
-        assert not list((folder / "run").glob(".*.tmp"))
-    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from hpdval.errors import ConfigError, RunError
@@ -31,17 +30,16 @@ def add_parser(commands: Any) -> None:
 
 
 def _errors(options: argparse.Namespace) -> None:
-    from hpdval.files import read_json
     from hpdval.launch import json_values
-    from hpdval.run import read_manifest
+    from hpdval.records import read_checked, read_manifest
 
-    config = read_manifest(options.run).get("config", {})  # says that it is not a finished run before torch is loaded
-    data, asked = json_values(options.data), Path(options.run) / "data.json"
+    manifest = read_manifest(options.run)  # says that it is not a finished run before torch is loaded
+    data, config = json_values(options.data), manifest.get("config", {})
     recorded = {"source": config.get("dataset"), "val": config.get("val", 0.0), "val_seed": config.get("seed", 0)}
     if options.source:
         recorded["source"] = options.source
-    elif asked.exists():
-        recorded = read_json(asked)
+    elif "data.json" in manifest["files"]:
+        recorded = read_checked(options.run, "data.json")
     if not recorded["source"]:
         raise RunError(f"{options.run} does not say which data set it was made with; name it: hpdval errors RUN DATA")
     if {"val", "val_seed"} & set(data):

@@ -6,7 +6,6 @@ import argparse
 import os
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpdval.errors import ConfigError
@@ -72,7 +71,7 @@ def _mirror(options: argparse.Namespace) -> None:
         return list(table.loc[table["status"] != "damaged", "folder"])
 
     find()  # wrong names and folders are said before anything else
-    below = os.path.commonpath([os.path.abspath(Path(folder).expanduser()) for folder in options.folders])
+    below = os.path.commonpath([os.path.abspath(os.path.expanduser(folder)) for folder in options.folders])
     every = FOLLOW_SECONDS if options.follow else None
     if options.follow:
         print(f"following until Ctrl-C; to watch: tensorboard --logdir {options.tensorboard}", flush=True)

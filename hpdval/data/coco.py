@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Container, Iterator
 from functools import cache
@@ -14,8 +13,8 @@ import numpy as np
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.decode import image_size
 from hpdval.data.listing import Listing, assemble, check_classes, companion
-from hpdval.data.masks import segmentation_mask
-from hpdval.errors import DataError, HpdvalError
+from hpdval.data.masks import FARTHEST, segmentation_mask
+from hpdval.errors import DataError, HpdvalError, shown
 from hpdval.files import read_json
 
 
@@ -71,7 +70,7 @@ def _folder(path: Path, root: Path, chosen: str | os.PathLike[str] | None) -> tu
         folder = root / chosen
         return folder.parent, folder.name
     name = path.stem.removeprefix("instances_")
-    return (root, name) if (root / name).is_dir() else (root, "")
+    return (root, name) if os.path.isdir(root / name) else (root, "")
 
 
 def _read_split(
@@ -190,7 +189,8 @@ def _columns(
     if set(classes) != set(found):
         odd = min(set(classes) ^ set(found))
         raise DataError(f"{path}: category {odd} is only in one of the train and test files; give files of one set")
-    column = {entry["id"]: classes.index(entry["name"]) for entry in ordered}
+    place = {name: index for index, name in enumerate(classes)}
+    column = {entry["id"]: place[entry["name"]] for entry in ordered}
     if len(column) != len(ordered):
         raise DataError(f"{path}: two categories have the same id")
     return column, classes
@@ -201,7 +201,7 @@ def _counted(
 ) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Yield (where, image id, category id, annotation) of each object that counts, in the order of the file."""
     for entry in annotations:
-        where = f"{path}: annotation {entry.get('id') if isinstance(entry, dict) else entry!r}"
+        where = f"{path}: annotation {shown(entry.get('id') if isinstance(entry, dict) else entry)}"
         image_id, category = (_get(path, "annotations", entry, key, int) for key in ("image_id", "category_id"))
         if image_id not in known or category not in column:
             kind, value = ("image", image_id) if image_id not in known else ("category", category)
@@ -214,14 +214,14 @@ def _get(path: Path, part: str, entry: Any, key: str, kind: type) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise DataError(
-            f"{path}: an entry of {part} has {key}={value!r}; it must be {kind.__name__}: {str(entry)[:80]}"
+            f"{path}: an entry of {part} has {key}={shown(value)}; it must be {kind.__name__}: {shown(entry)}"
         )
     return value
 
 
 def _box(where: str, value: Any) -> tuple[float, float, float, float]:
     numbers = value if isinstance(value, list) else []
-    good = len(numbers) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    good = len(numbers) == 4 and all(type(v) in (int, float) and abs(v) <= FARTHEST for v in numbers)
     if not good or numbers[2] < 0 or numbers[3] < 0:
-        raise DataError(f"{where} has bbox {value!r}; it must be [x, y, width, height] in pixels")
+        raise DataError(f"{where} has bbox {shown(value)}; it must be [x, y, width, height] in pixels")
     return (numbers[0], numbers[1], numbers[2], numbers[3])

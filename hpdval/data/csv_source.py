@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpdval.data.dataset import Dataset
 from hpdval.data.listing import Classes, Listing, assemble, companion, read_classes
-from hpdval.errors import DataError
+from hpdval.errors import DataError, shown
 
 
 def load_csv(
@@ -45,7 +45,7 @@ def load_csv(
     names = read_classes(classes)
     for name in names:
         if ";" in name:
-            raise DataError(f"class name {name!r} holds ';', which separates labels; rename it")
+            raise DataError(f"class name {name!r} of {shown(classes)} holds ';', which separates labels; rename it")
     index = {name: i for i, name in enumerate(names)}
     folder = root or source.parent
     test_path = companion("test", test, source) if test else None
@@ -65,17 +65,18 @@ def read_csv(path: Path, index: dict[str, int]) -> Listing:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
+            header = [cell.strip() for cell in next(filter(None, reader), [])]  # blank lines say nothing
             if not header:
                 raise DataError(f"{path} is empty; its first line must be: path,labels")
             for wanted in ("path", "labels"):
                 if header.count(wanted) != 1:
                     raise DataError(
-                        f"{path}, line 1: there must be one column named {wanted}, the columns are {','.join(header)}"
+                        f"{path}, line {reader.line_num}: there must be one column named {wanted}, the columns are "
+                        f"{','.join(header)}"
                     )
             path_column, label_column = header.index("path"), header.index("labels")
             if header.count("caption") > 1:
-                raise DataError(f"{path}, line 1: two columns are named caption; rename all but one")
+                raise DataError(f"{path}, line {reader.line_num}: two columns are named caption; rename all but one")
             caption_column = header.index("caption") if "caption" in header else None
             for cells in reader:
                 if not cells:

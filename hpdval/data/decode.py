@@ -6,6 +6,7 @@ Letters: H x W pixels.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 import warnings
@@ -19,6 +20,7 @@ from hpdval.errors import DataError
 MAX_PIXELS = 64_000_000  # W * H, read from the header before anything is decoded: 192 MB as RGB
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS, no PDF: those run other programs
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it has to say of a damaged file is in our error
 _header_lock = threading.Lock()  # warnings.catch_warnings is not safe in threads
 
 
@@ -59,9 +61,11 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with _open(path, name) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else (image.width, image.height)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{name} does not exist") from None
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # as in `decode`
         raise DataError(f"{name} cannot be decoded: {_reason(path, error)}") from error
 
 
@@ -100,9 +104,9 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image is 256 MB
     if image.mode.startswith("I"):  # I;16, I;16B, and I as older Pillow has it
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"grey values from {values.min()} to {values.max()}; 0 to 65535 are allowed")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -111,11 +115,11 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reason(source: str | os.PathLike[str] | bytes, error: Exception) -> str:
-    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size if Path(source).is_file() else None
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size if os.path.isfile(source) else None
     if size == 0:
         return "it is empty"
     if isinstance(error, Image.UnidentifiedImageError):

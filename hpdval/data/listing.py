@@ -145,7 +145,7 @@ def safe_path(path: str, where: str) -> str:
         raise DataError(f"{where}: {path!r} is not the path of an image")
     if ".." in parts or not parts[0] or (len(parts[0]) == 2 and parts[0][1] == ":"):
         raise DataError(f"{where}: {path} leaves the image folder; use relative paths without '..'")
-    return posixpath.normpath(path)
+    return posixpath.normpath("/".join(parts))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -204,8 +204,8 @@ def companion(option: str, value: str | os.PathLike[str], source: Path) -> Path:
     """
     if not isinstance(value, str | os.PathLike):
         raise ConfigError(f"{option}={value!r} must be a path")
-    for path in (Path(value), source.parent / value):
-        if path.is_file():
+    for path in (Path(value), source.parent / value):  # os.path: pathlib raises on names that are too long
+        if os.path.isfile(path):
             return path
     raise DataError(f"{option}={os.fspath(value)} is not a file, neither here nor in {source.parent}")
 

@@ -65,7 +65,7 @@ def read_list(path: Path, n_classes: int) -> Listing:
         if not name:
             continue
         for index in indices:
-            if not (index.isascii() and index.isdigit() and int(index) < n_classes):
+            if not (_is_index(index) and int(index) < n_classes):
                 raise DataError(
                     f"{path}, line {line}: {index} is not a class index from 0 to {n_classes - 1} "
                     "(a path with blanks needs the CSV form)"
@@ -78,7 +78,7 @@ def read_indexed_classes(path: Path) -> tuple[str, ...]:
     """Return class names by index from ``name index`` lines, or in order from plain lines of names."""
     lines = [(line, text) for line, text in enumerate(read_lines(path), 1) if text]
     pairs = [(line, *text.rpartition(" ")[::2]) for line, text in lines]
-    if not pairs or not all(name and index.isascii() and index.isdigit() for _, name, index in pairs):
+    if not pairs or not all(name and _is_index(index) for _, name, index in pairs):
         return read_classes(path)
     named: dict[int, tuple[str, str]] = {}
     for line, name, index in pairs:
@@ -86,3 +86,7 @@ def read_indexed_classes(path: Path) -> tuple[str, ...]:
             raise DataError(f"{path}, line {line}: index {index} is not one of 0 to {len(pairs) - 1}, each once")
         named[int(index)] = (f"{path}, line {line}", name.strip())
     return check_classes([named[i] for i in range(len(named))], str(path))
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10  # of thousands of digits Python makes no number

@@ -77,15 +77,15 @@ def load_dataset(
         dataset = _published(os.fspath(source), root, options)
     else:
         path, folder = Path(source), Path(root) if root else None
-        if path.is_dir() and Path(str(options.get("train", ""))).suffix == ".csv":
+        if os.path.isdir(path) and Path(str(options.get("train", ""))).suffix == ".csv":
             folder = folder or path
             path = path / options.pop("train")
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"source {path} does not exist; allowed: {_SOURCES}")
-        if folder and not folder.is_dir():
+        if folder and not os.path.isdir(folder):
             raise DataError(f"root {folder} is not a folder")
-        loader = _BY_SUFFIX.get(path.suffix.lower()) if path.is_file() else None
-        if path.is_dir() and any(path.glob("VOC*/ImageSets")):
+        loader = _BY_SUFFIX.get(path.suffix.lower()) if os.path.isfile(path) else None
+        if os.path.isdir(path) and any(path.glob("VOC*/ImageSets")):
             loader = load_voc
         if loader is None:
             raise DataError(f"source {path} has no known form; allowed: {_SOURCES}")
@@ -121,7 +121,7 @@ def _published(name: str, root: str | os.PathLike[str] | None, options: dict[str
     known, folder = CATALOGUE[name], Path(root)
     remedy = f"hpdval data prepare {name} --root {folder}"
     for path in (known.source, *known.companions.values()):
-        if not (folder / path).exists():
+        if not os.path.exists(folder / path):
             raise DataError(f"{folder} is not prepared for {name} ({path} is not there); run: {remedy}")
     for file in known.lists:
         if not file.optional and sha256_file(folder / file.name) != file.sha256:
@@ -143,6 +143,7 @@ def _call(loader: Callable[..., Dataset], arguments: tuple[Any, ...], options: d
     return loader(*arguments, **options)
 
 
+_TASK = 64  # images that a thread decodes in one go: a task for each of a million would take gigabytes
 _COMMON = ("root", "val", "val_seed", "on_error")
 
 
@@ -160,13 +161,22 @@ def _skip_undecodable(dataset: Dataset) -> Dataset:
     notes = []
     for name in ("train", "val", "test"):
         split: Split = getattr(dataset, name)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            errors = list(pool.map(lambda i, read=split.read: _error_of(read, i), range(len(split))))
+        errors = _errors(split)
         notes += [f"skipped in {name}: {error}" for error in errors if error]
         parts[name] = split.subset([i for i, error in enumerate(errors) if not error])
     train, val, test = parts["train"], parts["val"], parts["test"]
     counts = train.targets.sum(0, dtype=np.int64)
     return replace(dataset, train=train, val=val, test=test, class_counts=counts, notes=(*dataset.notes, *notes))
+
+
+def _errors(split: Split) -> list[str]:
+    """Return why each image cannot be decoded, "" where it can."""
+
+    def of_some(start: int) -> list[str]:
+        return [_error_of(split.read, i) for i in range(start, min(start + _TASK, len(split)))]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [error for errors in pool.map(of_some, range(0, len(split), _TASK)) for error in errors]
 
 
 def _error_of(read: Callable[[int], Any], index: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpdval.data.dataset import Split
-from hpdval.errors import DataError
+from hpdval.errors import DataError, shown
 
 Mask = NDArray[np.bool_]
 FARTHEST = 1e6  # pixels: a corner farther out is a mistake, and its products would overflow
@@ -88,16 +88,16 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
         masks = [polygon_mask(_corners(polygon, where), height, width) for polygon in segmentation]
         return np.asarray(np.logical_or.reduce(masks))
     if not isinstance(segmentation, dict):
-        raise DataError(f"{where} has segmentation {str(segmentation)[:60]!r}; give polygons or run lengths")
+        raise DataError(f"{where} has segmentation {shown(segmentation)}; give polygons or run lengths")
     if segmentation.get("size") != [height, width]:
         raise DataError(
-            f"{where} has run lengths of size {segmentation.get('size')!r}, but the image has [{height}, {width}]"
+            f"{where} has run lengths of size {shown(segmentation.get('size'))}, but the image has [{height}, {width}]"
         )
     counts = segmentation.get("counts")
     runs: Any = _unpacked(counts, where) if isinstance(counts, str) else counts
     good = isinstance(runs, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in runs)
     if not good or sum(runs) != height * width:
-        total = sum(runs) if good else "no whole numbers from 0"
+        total = shown(sum(runs)) if good else "no whole numbers from 0"
         raise DataError(f"{where} has run lengths whose sum is {total}; it must be {height} x {width}")
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape(width, height).T
@@ -126,7 +126,7 @@ def _corners(polygon: Any, where: str) -> NDArray[np.float64]:
     good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
     if not good or not all(type(v) in (int, float) and abs(v) <= FARTHEST for v in polygon):
         raise DataError(
-            f"{where} has polygon {str(polygon)[:60]}; it must be x and y of at least 3 corners in turn, finite numbers"
+            f"{where} has polygon {shown(polygon)}; it must be x and y of at least 3 corners in turn, finite numbers"
         )
     return np.array(polygon, float).reshape(-1, 2)
 

@@ -66,7 +66,7 @@ def read_episodes(folder: str | os.PathLike[str], dataset: Dataset, *, shots: in
     if shots not in SHOTS:
         raise ConfigError(f"shots is {shots!r}; published are 1 and 5, others come from make_episodes")
     where = Path(folder)
-    if not where.is_dir():
+    if not os.path.isdir(where):
         raise DataError(f"{where} is not a folder; give the one with the published episodes")
     return tuple(readers[dataset.name](where, dataset, shots))
 

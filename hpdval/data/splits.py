@@ -89,6 +89,17 @@ def long_tail_subset(targets: np.ndarray, *, minimum: int, maximum: int, seed: i
     return np.flatnonzero(chosen)
 
 
+def class_members(targets: np.ndarray) -> list[np.ndarray]:
+    """Return the images of each class, ascending, from one pass over targets (N, C) of 0 and 1.
+
+    >>> [found.tolist() for found in class_members(np.array([[1, 0, 1], [0, 0, 1]]))]
+    [[0], [], [0, 1]]
+    """
+    rows, columns = np.nonzero(targets)
+    order = np.argsort(columns, kind="stable")
+    return np.split(rows[order], np.bincount(columns, minlength=targets.shape[1]).cumsum()[:-1])
+
+
 def carve_validation(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (training, validation) indices, ascending, with every class shared out by ``fraction``.
 
@@ -111,14 +122,17 @@ def carve_validation(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction!r}; it must be above 0 and below 1")
-    labels = np.asarray(targets).astype(bool)
+    targets = np.asarray(targets)
+    rows, columns = np.nonzero(targets)
+    labels = np.split(columns, np.bincount(rows, minlength=len(targets)).cumsum()[:-1])  # classes of each image
+    members = class_members(targets)
     rng = np.random.default_rng(seed)
     shares = np.array([1 - fraction, fraction])
-    wanted = labels.sum(0)[:, None] * shares  # (C, 2): positives each part still wants
-    wanted_images = len(labels) * shares
-    left = labels.sum(0)
-    in_train = labels.sum(0)  # positives that are not in validation
-    part = np.full(len(labels), -1)
+    left = np.array([len(own) for own in members])
+    wanted = left[:, None] * shares  # (C, 2): positives each part still wants
+    wanted_images = len(targets) * shares
+    in_train = left.copy()  # positives that are not in validation
+    part = np.full(len(targets), -1)
 
     def give(i: int, one: int | None) -> None:
         mine = labels[i]
@@ -134,7 +148,7 @@ def carve_validation(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
 
     while left.any():
         one = int(np.where(left > 0, left, left.max() + 1).argmin())
-        for i in rng.permutation(np.flatnonzero(labels[:, one] & (part < 0))):
+        for i in rng.permutation(members[one][part[members[one]] < 0]):
             give(int(i), one)
     for i in rng.permutation(np.flatnonzero(part < 0)):
         give(int(i), None)

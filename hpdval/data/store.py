@@ -23,7 +23,7 @@ from hpdval.data.dataset import Split
 from hpdval.errors import ConfigError
 from hpdval.files import atomic_write, cache_dir, digest, made_once
 
-VERSION = 1  # of the pixels: raise it when decode or resize_image would give others
+VERSION = 2  # raise it when decode or resize_image would give other pixels, or the file's layout changes
 MODES = ("squash", "crop")
 MAX_ASPECT = 16
 _CHUNK = 256  # images in flight: bounds memory while threads decode
@@ -90,9 +90,9 @@ class ImageStore:
 
     ``images`` is a read-only memory map, (N, S, S, 3) uint8; ``hashes`` the SHA-256 of each image's S x S x 3 bytes,
     as hex. The file lies under ``cache_dir()`` by its ``key``, a digest of ids, fingerprints, size, mode and code
-    version.  It is written whole or not at all, by one process at a time, and every image is checked against its hash
-    when it is opened; a damaged file is made again.  A store pickles as its path, so worker processes map the same
-    pages.
+    version.  It is written whole or not at all, by one process at a time.  When it is opened, every image is checked
+    against its hash, and all hashes against a checksum that holds the key; a damaged or foreign file is made again.
+    A store pickles as its path, so worker processes map the same pages.
     """
 
     key: str
@@ -128,7 +128,7 @@ class ImageStore:
         path = Path(cache or cache_dir() / "images") / f"{key}.u8"
         resize_image(np.zeros((1, 1, 3), np.uint8), size, mode)  # refuses a wrong size or mode, also for no images
         read = partial(_read, key, path, len(split), size)
-        return made_once(path, read, partial(_write, path, split, size, mode, progress))
+        return made_once(path, read, partial(_write, key, path, split, size, mode, progress))
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -151,8 +151,8 @@ def _resized(split: Split, size: int, mode: str) -> Iterator[np.ndarray]:
             yield from pool.map(lambda i: resize_image(split.read(i), size, mode), chunk)
 
 
-def _write(path: Path, split: Split, size: int, mode: str, progress: Progress | None) -> None:
-    """Write the hashes after the pixels: (N, S, S, 3) uint8, then (N, 32) uint8."""
+def _write(key: str, path: Path, split: Split, size: int, mode: str, progress: Progress | None) -> None:
+    """Write the hashes after the pixels: (N, S, S, 3) uint8, then (N, 32) uint8; then the checksum, 32 bytes."""
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
         stale.unlink(missing_ok=True)
     hashes = []
@@ -162,7 +162,11 @@ def _write(path: Path, split: Split, size: int, mode: str, progress: Progress | 
             data = image.tobytes()
             file.write(data)
             hashes.append(hashlib.sha256(data).digest())
-        file.write(b"".join(hashes))
+        file.write(b"".join(hashes) + _checksum(key, b"".join(hashes)))
+
+
+def _checksum(key: str, hashes: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + hashes).digest()
 
 
 def _read(key: str, path: Path, n: int, size: int) -> ImageStore | None:
@@ -170,11 +174,10 @@ def _read(key: str, path: Path, n: int, size: int) -> ImageStore | None:
     if not path.exists():
         return None
     shape, image_bytes = (n, size, size, 3), size * size * 3
-    if path.stat().st_size == n * (image_bytes + 32):
-        hashes = b""
+    if path.stat().st_size == n * (image_bytes + 32) + 32:
         with open(path, "rb") as file:
             file.seek(n * image_bytes)
-            hashes = file.read()
+            hashes, checksum = file.read(32 * n), file.read()
         store = ImageStore(key, path, shape, 0, tuple(hashes[32 * i : 32 * i + 32].hex() for i in range(n)))
 
         def intact(start: int) -> bool:
@@ -182,7 +185,7 @@ def _read(key: str, path: Path, n: int, size: int) -> ImageStore | None:
             return all(hashlib.sha256(store.images[i]).hexdigest() == store.hashes[i] for i in range(start, stop))
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            if all(pool.map(intact, range(0, n, _CHUNK))):
+            if checksum == _checksum(key, hashes) and all(pool.map(intact, range(0, n, _CHUNK))):
                 return store
     warnings.warn(f"{path} is damaged; its {n} images are decoded again", stacklevel=4)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -76,7 +77,7 @@ def _read_split(
         year, _, name = chosen.removeprefix("VOC").partition("/")
         year_folder = f"VOC{year}"
         set_file = devkit / year_folder / "ImageSets" / "Main" / f"{name}.txt"
-        if not set_file.is_file():
+        if not os.path.isfile(set_file):
             there = sorted(
                 f"{p.parts[-4][3:]}/{p.stem}" for p in devkit.glob("VOC*/ImageSets/Main/*.txt") if "_" not in p.stem
             )
@@ -95,7 +96,7 @@ def _read_split(
 
     def masks(index: int) -> np.ndarray | None:
         picture, numbers, last = drawn[index]
-        return _masks(picture, root / listing.ids[index], numbers, last) if picture.is_file() else None
+        return _masks(picture, root / listing.ids[index], numbers, last) if os.path.isfile(picture) else None
 
     return listing.split(
         root,
@@ -132,10 +133,17 @@ def read_objects(path: Path, column: dict[str, int], difficult: bool) -> list[tu
     return [row for hard, row in _annotated(path, column) if difficult or not hard]
 
 
+class _Plain(ElementTree.TreeBuilder):
+    """A tree without entities of its own, which can grow a line into gigabytes; no devkit has any."""
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        raise ValueError("it has a DOCTYPE, which no annotation needs")
+
+
 def _annotated(path: Path, column: dict[str, int]) -> list[tuple[bool, tuple[float, ...]]]:
     """Return of every object in one xml file whether it is marked difficult, and its row as of `read_objects`."""
     try:
-        tree = ElementTree.parse(path)
+        tree = ElementTree.parse(path, ElementTree.XMLParser(target=_Plain()))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (ElementTree.ParseError, OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from hpdval.lab.frame import Frame, compose
 from hpdval.lab.later import Later
 from hpdval.lab.listing import Listing
 from hpdval.lab.panel import Panel
+from hpdval.lab.parts import close_parts
 from hpdval.lab.picture import Picture
 from hpdval.lab.state import NAMES, WHICH, Limits, State
 from hpdval.lab.view import View
@@ -161,6 +162,7 @@ class Explorer(widgets.VBox):
     def close(self) -> None:
         """End the explorer."""
         self._later.stop()
+        close_parts(self)
         super().close()
 
     # -- from a change to the page --------------------------------------------------------------------------------

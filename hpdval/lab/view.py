@@ -83,7 +83,8 @@ class View:
         show: bool = True,
     ) -> None:
         self.name, self.scorer, self.split, self.fitted, self.fit = name, scorer, split, fitted, fit
-        self._columns = [scorer.classes.index(one) for one in classes]
+        place = {name: i for i, name in enumerate(scorer.classes)}
+        self._columns = [place[name] for name in classes]
         options: dict[str, Any] = {"resize": scorer.resize, "precision": scorer.precision, "show": show}
         self.tokens = {
             "shown": FeatureStore.open(scorer.clip, split, **options).tokens,  # (N, 1 + P, D) float16, in its file

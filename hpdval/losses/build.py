@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, shown
 from hpdval.losses.asl import asl
 from hpdval.losses.bce import bce, multilabel_soft_margin
 from hpdval.losses.class_balanced import class_balanced_focal
@@ -77,8 +77,8 @@ def build_loss(loss: Any, class_counts: Counts, n_train: int, **constants: Any) 
     Loss(db_focal, lam=5.0)
     """
     name = getattr(loss, "name", loss)
-    if name not in LOSSES:
-        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
+    if not isinstance(name, str) or name not in LOSSES:
+        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {shown(name)}")
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if dataclasses.is_dataclass(loss):
@@ -91,5 +91,10 @@ def build_loss(loss: Any, class_counts: Counts, n_train: int, **constants: Any) 
             raise ConfigError(f"loss {name!r} has no constant {key!r}; it has {', '.join(allowed)}")
     built = Loss(name, class_counts, n_train, constants)
     n_classes = 1 if built.class_counts is None else len(built.class_counts)
-    built(torch.zeros(1, n_classes), torch.zeros(1, n_classes))  # impossible values are told now, not in the first step
+    try:  # impossible values are told now, not in the first step
+        built(torch.zeros(1, n_classes), torch.zeros(1, n_classes))
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"loss {name!r} cannot take {shown(constants)}: {error}") from None
     return built

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, shown
 
 Counts = Sequence[int] | np.ndarray | Tensor
 REDUCTIONS = ("mean", "sum", "none")
@@ -33,6 +33,8 @@ def prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ConfigError: the shapes are not one and the same (B, C), or the batch is empty.
     """
+    if logits.is_complex() or targets.is_complex():
+        raise ConfigError(f"logits and targets must be real numbers, got {logits.dtype} and {targets.dtype}")
     if logits.ndim != 2 or logits.shape != targets.shape or logits.numel() == 0:
         raise ConfigError(
             f"logits and targets must be (B, C) alike, not empty, got {tuple(logits.shape)} and {tuple(targets.shape)}"
@@ -49,8 +51,12 @@ def clip_counts(class_counts: Counts, n_train: int) -> Tensor:
     >>> clip_counts([1, 5], 10)
     tensor([1, 5])
     """
-    counts = torch.as_tensor(class_counts)
-    if counts.ndim != 1 or counts.numel() == 0 or bool((counts < 0).any()) or bool((counts != counts.round()).any()):
+    try:
+        counts = torch.as_tensor(class_counts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"class_counts must be (C,) whole numbers >= 0, got {shown(class_counts)}: {error}") from None
+    odd = counts.is_complex() or counts.dtype == torch.bool or counts.ndim != 1
+    if odd or counts.numel() == 0 or bool((counts < 0).any()) or bool((counts != counts.round()).any()):
         raise ConfigError(f"class_counts must be (C,) whole numbers >= 0, got {counts.tolist()!r:.80}")
     if n_train < 2:
         raise ConfigError(f"n_train must be at least 2 training images, got {n_train}")

@@ -19,7 +19,7 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64],
     Raises:
         ConfigError: not numbers, not (N, C) alike, empty, scores not finite, or targets other than 0 and 1.
     """
-    values, labels = _array(scores, "scores").astype(np.float64, copy=False), _array(targets, "targets")
+    values, labels = numbers(scores, "scores").astype(np.float64, copy=False), numbers(targets, "targets")
     if values.ndim != 2 or 0 in values.shape:
         raise ConfigError(f"scores must be a non-empty (N, C) array, got shape {values.shape}")
     if labels.shape != values.shape:
@@ -38,10 +38,16 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64],
     return values, labels == 1
 
 
-def _array(values: ArrayLike, name: str) -> NDArray[Any]:
-    """Numbers as they come; float64 copies of 0 and 1 would take eight times the memory."""
+def numbers(values: ArrayLike, name: str) -> NDArray[Any]:
+    """Return an array of real numbers as they come; float64 copies of 0 and 1 would take eight times the memory.
+
+    Raises:
+        ConfigError: they are no real numbers, or not in CPU memory; the message has ``name``.
+    """
     try:
         array = np.asarray(values)
+        if array.dtype.kind in "cmMV":  # NumPy would drop the imaginary part, or count seconds
+            raise TypeError(f"{array.dtype} is no real number")
         return array if array.dtype.kind in "biuf" else array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, text, tensors on a GPU or with a gradient
         raise ConfigError(f"{name} must be numbers in CPU memory (tensor.detach().float().cpu()): {error}") from None

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpdval.errors import ConfigError
 from hpdval.groups import class_groups
-from hpdval.metrics.average_precision import checked
+from hpdval.metrics.average_precision import checked, numbers
 from hpdval.metrics.evaluate import check_class_counts
 
 SPLITS = ("training", "validation")
@@ -239,7 +239,7 @@ def group_reliability(
         class_counts: (C,) training positives, which decide the groups.
         probabilities, targets, bins, level: as in `reliability`.
     """
-    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
+    p, y = numbers(probabilities, "probabilities").astype(np.float64), numbers(targets, "targets")
     check_class_counts(class_counts, p.shape[-1])
     chosen = {"total": np.arange(p.shape[-1]), **class_groups(class_counts)}
     return {name: reliability(p[:, c], y[:, c], bins=bins, level=level) for name, c in chosen.items()}
@@ -259,7 +259,7 @@ def wilson(share: Floats, count: ArrayLike, level: float = 0.95) -> tuple[Floats
 
 
 def _pairs(probabilities: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
-    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
+    p, y = numbers(probabilities, "probabilities").astype(np.float64), numbers(targets, "targets")
     if p.ndim != 2 or p.shape != y.shape:
         raise ConfigError(f"probabilities and targets must be (N, C) alike, got shapes {p.shape} and {y.shape}")
     known = ~np.isnan(p).all(axis=0)

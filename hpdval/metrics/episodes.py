@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hpdval.errors import ConfigError
+from hpdval.metrics.average_precision import numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def episode_mean(values: ArrayLike, *, level: float = 0.95) -> EpisodeMean:
     """
     from scipy.special import stdtrit
 
-    x = np.asarray(values, dtype=np.float64)
+    x = numbers(values, "values").astype(np.float64)
     if x.ndim != 1 or not x.size or not np.isfinite(x).all():
         raise ConfigError(f"values must be one finite number for each episode, got {values!r}")
     if not 0 < level < 1:
@@ -86,7 +87,7 @@ def paired_episodes(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Episo
     >>> print(difference, difference.in_favour)
     2.00 [-0.48, 4.48] 3
     """
-    one, other = (np.atleast_1d(np.asarray(values, dtype=np.float64)) for values in (a, b))
+    one, other = (np.atleast_1d(numbers(values, "values").astype(np.float64)) for values in (a, b))
     if one.ndim != 1 or other.ndim != 1 or (one.size != other.size and 1 not in (one.size, other.size)):
         raise ConfigError(
             f"cannot pair {one.size} episodes of a with {other.size} of b; give the same episodes, or one number"

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpdval.errors import ConfigError
 from hpdval.groups import class_groups
-from hpdval.metrics.average_precision import average_precision, checked
+from hpdval.metrics.average_precision import average_precision, checked, numbers
 from hpdval.metrics.readout import apply_readout
 
 
@@ -62,7 +62,8 @@ class Evaluation:
 
 def excluded_names(excluded: Sequence[int], classes: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the classes at the indices ``excluded``; "class 3" where names are not known."""
-    return tuple(f"class {i}" if classes is None else classes[i] for i in excluded)
+    known = classes or ()  # of a record from elsewhere an index may be too large
+    return tuple(known[i] if 0 <= i < len(known) else f"class {i}" for i in excluded)
 
 
 def _plain(value: Any) -> Any:
@@ -131,7 +132,7 @@ def evaluate(
 
 def check_class_counts(class_counts: ArrayLike, n_classes: int) -> None:
     """Raise ConfigError unless ``class_counts`` is one number of training positives for each class."""
-    counts = np.asarray(class_counts)
+    counts = numbers(class_counts, f"class_counts ({n_classes} training counts)")
     if counts.shape != (n_classes,) or counts.dtype.kind not in "iuf" or not (counts >= 0).all():
         raise ConfigError(
             f"class_counts must be {n_classes} training counts >= 0, one for each class, got shape {counts.shape}"

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpdval.errors import ConfigError, DataError
 from hpdval.files import atomic_write, digest
+from hpdval.metrics.average_precision import numbers
 
 METRICS = ("pointing", "energy", "iou")
 Floats = NDArray[np.float64]
@@ -172,7 +173,8 @@ class Localisation:
         """Write the record as npz, atomically."""
         known: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | dict(self.values)
         with atomic_write(path) as file:
-            np.savez(file, **known, tolerance=np.float64(self.tolerance))
+            known["tolerance"] = np.array(self.tolerance, np.float64)
+            np.savez(file, **known, checksum=_checksum(known))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Localisation:
@@ -183,12 +185,16 @@ class Localisation:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                known: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-                values = {name: arrays[name] for name in METRICS}
-                return cls(**known, values=values, tolerance=float(arrays["tolerance"]))
+                found: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+            checksum = found.pop("checksum", None)  # a record of an older version has none
+            if checksum is not None and not np.array_equal(checksum, _checksum(found)):
+                raise ValueError("its checksum differs")
+            known = {name: found[name] for name in _ARRAYS}
+            values = {name: found[name] for name in METRICS}
+            return cls(**known, values=values, tolerance=float(found["tolerance"]))
         except FileNotFoundError:
             raise DataError(f"{os.fspath(path)} does not exist") from None
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of a damaged file zipfile, zlib and numpy raise as they please
             raise DataError(
                 f"{os.fspath(path)} is not a whole record of localisation: {error}; make it again"
             ) from None
@@ -197,9 +203,18 @@ class Localisation:
 _ARRAYS = ("image", "cls", "size", "by_mask")
 
 
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """Return a SHA-256 over names, types, shapes and bytes."""
+    checksum = sha256()
+    for name in sorted(arrays):
+        checksum.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        checksum.update(arrays[name].tobytes())
+    return np.frombuffer(checksum.digest(), np.uint8)
+
+
 def _covered(heatmap: ArrayLike, region: ArrayLike, tolerance: float = 0.0) -> tuple[Floats, Mask, int]:
     """Return the covered values (V,), whether each lies in the region (V,), and the region's pixels, covered or not."""
-    values, inside = np.asarray(heatmap), np.asarray(region)
+    values, inside = numbers(heatmap, "a map"), numbers(region, "a region")
     if values.ndim != 2 or inside.shape != values.shape or inside.dtype != bool:
         raise ConfigError(
             f"a map and its region must be (H, W), the region bool; got {values.shape}, {inside.shape} {inside.dtype}"

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpdval.errors import ConfigError
 from hpdval.groups import GROUPS, class_groups
-from hpdval.metrics.average_precision import checked
+from hpdval.metrics.average_precision import checked, numbers
 from hpdval.metrics.evaluate import check_class_counts
 from hpdval.metrics.ranking import Ranking
 from hpdval.metrics.statistics import CHUNK, Floats, Interval, Scores, known_mean, paired_runs
@@ -148,7 +148,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     >>> holm([0.01, 0.04, 0.03]).round(4)
     array([0.03, 0.06, 0.06])
     """
-    p = np.asarray(p_values, dtype=np.float64)
+    p = numbers(p_values, "p_values").astype(np.float64)
     known = np.flatnonzero(~np.isnan(p)) if p.ndim == 1 else None
     if known is None or (p[known] < 0).any() or (p[known] > 1).any():
         raise ConfigError(f"p_values must be one row of numbers from 0 to 1 (or NaN), got {p_values!r}")

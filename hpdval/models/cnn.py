@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpdval.errors import ConfigError, ModelError
+from hpdval.errors import ConfigError, ModelError, shown
 from hpdval.files import read_json
 from hpdval.models.backbone import RESNET101, Backbone, make_backbone
 from hpdval.models.encoder import Encoder, Preprocess
@@ -85,8 +85,8 @@ def load_cnn(
         if not isinstance(known, dict) or not {"backbone", "image_size"} <= known.keys():
             raise ModelError(f"{name} describes no CNN; it needs backbone and image_size")
         name, image_size = known["backbone"], known["image_size"]
-    if not isinstance(image_size, int) or image_size < 32:
-        raise ConfigError(f"image_size is {image_size!r}; a CNN needs at least 32 pixels")
+    if not isinstance(image_size, int) or not 32 <= image_size <= 4096:
+        raise ConfigError(f"image_size is {shown(image_size)}; a CNN needs at least 32 pixels, and at most 4096 here")
     backbone = make_backbone(str(name), pretrained, seed=seed)
-    shown = None if pretrained is None else str(Path(pretrained)) if pretrained != "timm" else "timm"
-    return Cnn(backbone, image_size, shown).to(resolve_device(device)).eval()
+    origin = None if pretrained is None else str(Path(pretrained)) if pretrained != "timm" else "timm"
+    return Cnn(backbone, image_size, origin).to(resolve_device(device)).eval()

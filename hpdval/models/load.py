@@ -23,6 +23,7 @@ from hpdval.models.student import build_tower
 from hpdval.models.towers import patch_grid
 
 TOWERS = ("vision_cfg", "text_cfg")
+MOST_LAYERS, LARGEST = 1000, 1 << 20  # of a configuration; the largest vocabularies have 256,000 tokens
 
 
 def load_clip(
@@ -94,7 +95,7 @@ def _resolve(name: Any, pretrained: Any) -> tuple[dict[str, Any], Path | str | N
     shown, source = str(name), None
     if shown == "scenes":
         config, source = _scenes()
-    elif Path(shown).is_dir():
+    elif os.path.isdir(shown):
         config, source = read_json(Path(shown) / weights.FOLDER_CONFIG), weights.weights_in(Path(shown))
     elif shown.endswith(".json"):
         config = read_json(shown)
@@ -108,9 +109,9 @@ def _resolve(name: Any, pretrained: Any) -> tuple[dict[str, Any], Path | str | N
     config = _normal_form(config, shown)
     if pretrained is None:
         return config, source, shown
-    if Path(pretrained).is_dir():
+    if os.path.isdir(pretrained):
         return config, weights.weights_in(Path(pretrained)), shown
-    if Path(pretrained).suffix in weights.SUFFIXES or Path(pretrained).exists():
+    if Path(pretrained).suffix in weights.SUFFIXES or os.path.exists(pretrained):
         return config, Path(pretrained), shown
     if open_clip.is_pretrained_cfg(shown, str(pretrained)):
         return config, str(pretrained), shown
@@ -153,6 +154,11 @@ def _normal_form(config: Any, shown: str) -> dict[str, Any]:
     model = config.get("model_cfg", config) if isinstance(config, dict) else None
     if not (isinstance(model, dict) and "embed_dim" in model and all(isinstance(model.get(k), dict) for k in TOWERS)):
         raise ModelError(f"{shown} is no CLIP configuration; it needs embed_dim, {', '.join(TOWERS)}, as in open_clip")
+    for part in (model, *(model[key] for key in TOWERS)):
+        for key, value in part.items():
+            most = MOST_LAYERS if key == "layers" else LARGEST
+            if any(isinstance(one, int) and one > most for one in (value if isinstance(value, list) else [value])):
+                raise ModelError(f"{shown} has {key}={value!r:.80}; at most {most} is built")  # not for hours
     normal = {"model_cfg": model, "preprocess_cfg": dict(config.get("preprocess_cfg") or {})}
     return copy.deepcopy(normal | {key: config[key] for key in ("student",) if key in config})
 
@@ -188,7 +194,8 @@ def _build(config: dict[str, Any], name: str, seed: int) -> nn.Module:
         raise ModelError(f"open_clip cannot build {name}: {weights.brief(error)}; see its configuration") from error
     if "student" in config:  # what stage 1 left where it does without CLIP's own image tower
         model.visual = build_tower(config["student"], model.visual, model.visual.image_size[0], options["embed_dim"])
-    patch_grid(model.visual, name)  # refuses before anything is downloaded
+    if 0 in patch_grid(model.visual, name):  # which refuses other towers, before anything is downloaded
+        raise ModelError(f"{name} has patches larger than its image; correct image_size or patch_size")
     height, width = model.visual.image_size
     if height != width:
         raise ModelError(f"{name} takes images of {height} x {width} pixels; only square ones are supported")

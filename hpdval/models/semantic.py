@@ -96,7 +96,7 @@ def _mean(name: str, vectors: dict[str, Tensor], path: str | os.PathLike[str]) -
 
 def _read(path: Path, wanted: set[str]) -> dict[str, Tensor]:
     """Return the vectors (T,) float64 of those wanted words that a file of word vectors has."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{path} does not exist; give 'clip', 'random' or a text file of word vectors")
     with path.open("rb") as file:
         if b"\0" in file.read(1 << 16):

@@ -7,6 +7,7 @@ D joint embedding width.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -121,7 +122,7 @@ def _source(student: str, given: str | None, clip_name: str) -> tuple[dict[str, 
         student = "scenes" if clip_name == "scenes" else LABELLED
     if student == "scenes":
         folder_config, path = _shipped()
-    elif student and Path(student).is_dir():
+    elif student and os.path.isdir(student):
         folder_config = read_json(Path(student) / "config.json")
         found = [Path(student) / name for name in FOLDER_WEIGHTS if (Path(student) / name).is_file()]
         if not found:

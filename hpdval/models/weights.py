@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import re
 import warnings
@@ -82,7 +83,7 @@ def read(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], str 
     """
     if path.suffix not in SUFFIXES:
         raise ModelError(f"{path} has suffix {path.suffix!r}; weights are {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{path} does not exist")
     try:
         if sha256 is None and not _is_torchscript(path):

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hpdval.groups import GROUPS, HEAD_MINIMUM, TAIL_BELOW, class_groups
-from hpdval.plots.style import GROUP_COLOURS, GROUP_MARKERS, INK, Chart, new_chart, plain, styled, tick_size
+from hpdval.plots.style import GROUP_COLOURS, GROUP_MARKERS, INK, NAMED, Chart, new_chart, plain, styled, tick_size
 
 
 def group_colours(class_counts: Sequence[int] | np.ndarray) -> list[str]:
@@ -61,8 +61,8 @@ def class_frequency(
     order = np.argsort(-counts, kind="stable")
     figure = new_chart(max(6.5, 0.36 * len(counts)) if len(counts) <= 30 else 12.0, 3.6)
     axes = figure.subplots()
-    positions = np.arange(len(counts))
-    axes.bar(positions, np.maximum(counts[order], 0.5), color=[group_colours(counts)[i] for i in order], width=0.8)
+    positions, colours = np.arange(len(counts)), group_colours(counts)
+    axes.bar(positions, np.maximum(counts[order], 0.5), color=[colours[i] for i in order], width=0.8)
     if len(counts) <= 30:
         above = np.maximum(counts[order], 0.5 if reference is None else reference)
         for x, value, height in zip(positions, counts[order], above, strict=True):
@@ -76,9 +76,14 @@ def class_frequency(
     axes.set_yscale("log")
     axes.set_ylim(bottom=min(1.0, counts.min() or 0.5), top=2.2 * counts.max())
     whole_number_axis(axes.yaxis)
-    names = [plain(classes[i]) for i in order]
+    named = len(counts) <= NAMED
+    names = [plain(classes[i]) for i in order] if named else []
+    axes.set_xlabel("" if named else f"{len(counts):,} classes, the commonest first")
     axes.set_xticks(
-        positions, names, rotation=90 if len(counts) > 30 else 45, ha="right" if len(counts) <= 30 else "center"
+        positions[: len(names)],
+        names,
+        rotation=90 if len(counts) > 30 else 45,
+        ha="right" if len(counts) <= 30 else "center",
     )
     axes.tick_params(axis="x", labelsize=tick_size(len(counts)), length=0)
     if len(counts) <= 30:
@@ -98,8 +103,8 @@ def co_occurrence(classes: Sequence[str], targets: np.ndarray, *, title: str = "
     Args:
         targets: (N, C) of 0 and 1.
     """
-    order = np.argsort(-targets.sum(0, dtype=np.int64), kind="stable")
-    labels = targets[:, order].astype(np.int64)
+    order = np.argsort(-targets.sum(0, dtype=np.int64), kind="stable")[:NAMED]
+    labels = targets[:, order].astype(np.float64)  # exact, and many times faster than whole numbers
     together = labels.T @ labels  # (C, C)
     share = 100.0 * together / np.maximum(together.diagonal(), 1)[:, None]
     np.fill_diagonal(share, np.nan)
@@ -120,7 +125,8 @@ def co_occurrence(classes: Sequence[str], targets: np.ndarray, *, title: str = "
     for text in axes.texts:
         text.set_color("white" if float(text.get_text() or 0) < 0.55 * top else "black")
     axes.tick_params(length=0, labelsize=tick_size(count))
-    axes.set_xlabel("... this share also holds the column's class")
+    among = "" if count == len(classes) else f" (the {count} commonest of {len(classes):,})"
+    axes.set_xlabel(f"... this share also holds the column's class{among}")
     axes.set_ylabel("of the images with the row's class ...")
     axes.set_title(title)
     return figure

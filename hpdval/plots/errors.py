@@ -20,6 +20,7 @@ from hpdval.plots.style import (
     GROUP_COLOURS,
     GROUP_MARKERS,
     INK,
+    NAMED,
     PAGE,
     Chart,
     legend_below,
@@ -89,6 +90,7 @@ def leakage_by_class(
     """
     counts = np.asarray(class_counts)
     order = [int(c) for c in np.argsort(counts, kind="stable") if leakages[c].companions]
+    known, order = len(order), order[-NAMED:]
     size = tick_size(len(order))
     figure = new_chart(PAGE, max(2.4, (0.27 if size > 7 else 0.16) * len(order) + 1.5))
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1], sharey=True)
@@ -105,6 +107,7 @@ def leakage_by_class(
     names = [f"{plain(classes[c], 18)} ({counts[c]})" for c in order]
     left.set_yticks(range(len(order)), names)
     left.tick_params(axis="y", labelsize=size, length=0)
+    left.set_ylabel("" if len(order) == known else f"the {NAMED} commonest of {known:,} classes")
     right.tick_params(axis="y", length=0)
     left.set(xlim=(0, 102), ylim=(-0.7, max(len(order), 1) - 0.3), xlabel="average precision, percent")
     right.set(xlim=(0, 1), xlabel="P(with above without),\nimages that lack the class")

@@ -21,6 +21,7 @@ from hpdval.plots.style import (
     GROUP_COLOURS,
     GROUP_MARKERS,
     INK,
+    NAMED,
     PAGE,
     Chart,
     legend_below,
@@ -198,6 +199,8 @@ def class_change(
     """
     known = [c for c in range(len(classes)) if not math.isnan(intervals[c].estimate)]
     order = sorted(known, key=lambda c: intervals[c].estimate)
+    if len(order) > NAMED:
+        order = order[: NAMED // 2] + order[-NAMED // 2 :]
     figure = new_chart(6.8, 0.2 * len(order) + 1.1 if len(order) <= 30 else 0.125 * len(order) + 1.1)
     axes = figure.subplots()
     values, low, high = (np.array([getattr(intervals[c], n) for c in order]) for n in ("estimate", "low", "high"))
@@ -208,6 +211,8 @@ def class_change(
     axes.set_yticks(range(len(order)), [plain(classes[c]) for c in order])
     axes.tick_params(axis="y", labelsize=tick_size(len(order)), length=0)
     axes.set_ylim(-0.7, len(order) - 0.3)
+    if len(order) < len(known):
+        axes.set_ylabel(f"the {NAMED // 2} largest losses and gains of {len(known):,} classes")
     axes.grid(axis="x")
     axes.set_xlabel(plain(f"change of {measure} in points, with 95 % paired interval", 90))
     axes.set_title(title)

@@ -124,6 +124,9 @@ def _across(widths: Sequence[float], columns: int) -> float:
     return sum(max(widths[first:end], default=0.0) for first, end in zip([0, *ends], ends, strict=False))
 
 
+NAMED = 200  # classes that a figure still names; of more it shows some, or no names, and says so
+
+
 def tick_size(count: int) -> float:
     """Return the font size at which ``count`` names stand side by side without touching."""
     return 8.0 if count <= 30 else 5.5

@@ -131,8 +131,11 @@ def workers(count: int) -> Iterator[Map]:
     if count <= 1:
         yield map
         return
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    try:
         yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C: only what has begun is waited for
 
 
 def _end_with_parent() -> None:
@@ -282,7 +285,8 @@ def _power(differences: pd.DataFrame, targets: np.ndarray, class_counts: np.ndar
     """Return what would be missed, by the difference with the widest interval of its group."""
     if differences.empty:
         return []
-    widths = (differences["high"] - differences["low"]).groupby(differences["classes"]).idxmax().dropna()
+    known = (differences["high"] - differences["low"]).dropna()  # a group without classes has no interval
+    widths = known.groupby(differences["classes"]).idxmax()
     rows = {name: differences.loc[row] for name, row in widths.items() if name in {"total", *group_names(class_counts)}}
     widest = {
         str(name): Interval(estimate=row["difference"], low=row["low"], high=row["high"], level=0.95, per_seed=())

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hpdval.errors import ConfigError
+from hpdval.files import resolved
 from hpdval.plots import figure_bytes
 from hpdval.provenance import code_state
 from hpdval.report.analyse import Analysis, Statistics, analyse, workers
@@ -61,8 +62,8 @@ def build_report(
             raise ConfigError(f"{name} is {number}; it must be at least 2, and 2000 is usual")
     if unknown := [kind for kind in figures if kind not in FORMATS]:
         raise ConfigError(f"{unknown[0]!r} is no format of figures; choose from {', '.join(FORMATS)}")
-    folder = Path(out).expanduser().resolve()
-    earlier = earlier_files(folder, KIND)
+    folder = resolved(out)
+    earlier_files(folder, KIND)  # refused before the long work, not after it
     gathered = gather(sources)
     analyses, count = [], len(gathered.comparisons)
     with workers(processes) as mapped:
@@ -76,7 +77,7 @@ def build_report(
     document = _document(gathered, analyses, title, resamples=resamples, permutations=permutations)
     files = _files(document, figures)
     about = {"title": document.title, "resamples": resamples, "permutations": permutations, "figures": list(figures)}
-    write_folder(folder, KIND, files, {**about, "code": code_state(), "inputs": _inputs(analyses)}, earlier)
+    write_folder(folder, KIND, files, {**about, "code": code_state(), "inputs": _inputs(analyses)})
     return folder / "index.html"
 
 

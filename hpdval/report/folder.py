@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,12 @@ def earlier_files(folder: Path, kind: str) -> set[str]:
         raise RunError(f"{folder} is a file; choose a folder for the report")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     manifest = read_json(folder / "manifest.json") if "manifest.json" in there else {}
-    listed = manifest["files"] if isinstance(manifest, dict) and manifest.get("kind") == kind else {}
+    ours = isinstance(manifest, dict) and manifest.get("kind") == kind and isinstance(manifest.get("files"), dict)
+    listed = manifest["files"] if ours else {}
     known = {"manifest.json", *listed} if listed else set()
-    # what a killed build left half written begins with a point, see files.atomic_write
-    foreign = sorted(name for name in there - known if not (listed and Path(name).name.startswith(".")))
+    # what a killed build left half written begins with a point, see files.atomic_write; the manifest comes first
+    left = "." if listed else ".manifest.json."
+    foreign = sorted(name for name in there - known if not Path(name).name.startswith(left))
     if foreign:
         raise RunError(
             f"{folder} holds files that are not of a report ({', '.join(foreign[:3])}); choose another folder"
@@ -39,10 +43,33 @@ def earlier_files(folder: Path, kind: str) -> set[str]:
     return there - {"manifest.json"}
 
 
-def write_folder(
-    folder: Path, kind: str, files: Mapping[str, bytes], about: Mapping[str, Any], earlier: set[str]
-) -> None:
-    """Write the files, remove those of an earlier build, and say so in the manifest, before and after."""
+def write_folder(folder: Path, kind: str, files: Mapping[str, bytes], about: Mapping[str, Any]) -> None:
+    """Write the files, remove those of an earlier build, and say so in the manifest, before and after.
+
+    Raises:
+        RunError: the folder holds other files, too, or cannot be written.
+    """
+    with _alone(folder):
+        _write(folder, kind, files, about, earlier_files(folder, kind))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder; who comes second waits, for writing takes no longer than a look at it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder, os.O_RDONLY)  # the folder itself: a lock file would be one more file in it
+    except OSError as error:
+        raise RunError(f"{folder} cannot be used: {error.strerror or error}; choose another folder") from error
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _write(folder: Path, kind: str, files: Mapping[str, bytes], about: Mapping[str, Any], earlier: set[str]) -> None:
     hashes = {name: sha256(data).hexdigest() for name, data in sorted(files.items())}
     begun = {"kind": kind, "status": "being written", "files": dict.fromkeys(sorted({*hashes, *earlier}))}
     _write_manifest(folder, begun)

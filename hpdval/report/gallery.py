@@ -17,6 +17,7 @@ from PIL import Image
 
 from hpdval.assets import asset_path
 from hpdval.data.dataset import Dataset, Split
+from hpdval.files import resolved
 from hpdval.plots import figure_bytes
 from hpdval.progress import progress
 from hpdval.provenance import code_state
@@ -36,14 +37,15 @@ class Thumbnail(NamedTuple):
     data: bytes
 
 
-def gallery_folder(folder: str | os.PathLike[str]) -> tuple[Path, set[str]]:
-    """Return the folder as a path and the files of an earlier gallery in it.
+def gallery_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder as a path.
 
     Raises:
         RunError: it holds other files, or is no folder.
     """
-    path = Path(folder).expanduser().resolve()
-    return path, earlier_files(path, KIND)
+    path = resolved(folder)
+    earlier_files(path, KIND)
+    return path
 
 
 def write_gallery(report: ErrorReport, dataset: Dataset, folder: str | os.PathLike[str], *, show: bool = True) -> Path:
@@ -56,7 +58,7 @@ def write_gallery(report: ErrorReport, dataset: Dataset, folder: str | os.PathLi
         DataError: an image cannot be read; nothing was written.
         RunError: ``folder`` holds something else, or cannot be written.
     """
-    target, earlier = gallery_folder(folder)
+    target = gallery_folder(folder)
     mistakes = [one for each in report.classes for one in (*each.false_positives, *each.false_negatives)]
     thumbnails = make_thumbnails(dataset.test, {one.image for one in mistakes}, show=show)
     files = {"index.html": gallery_page(report, dataset, thumbnails).encode(errors="replace")}
@@ -67,7 +69,7 @@ def write_gallery(report: ErrorReport, dataset: Dataset, folder: str | os.PathLi
     for name, (chart, _) in report.figures.items():
         files |= {f"figures/{name}.{kind}": figure_bytes(chart, kind) for kind in ("svg", "png")}
     about = {"title": report.title, "readout": report.readout, "predictions": report.predictions, "code": code_state()}
-    write_folder(target, KIND, files, about, earlier)
+    write_folder(target, KIND, files, about)
     return target / "index.html"
 
 

@@ -37,7 +37,7 @@ def gather(sources: Sequence[Folder]) -> Gathered:
         raise RunError("no runs were given; give folders of sweeps or of finished runs")
     sweeps, plain = [], []
     for source in map(Path, sources):
-        if (source / SWEEP).exists():
+        if os.path.exists(source / SWEEP):
             sweeps.append(read_sweep(source))
         else:
             plain += _method_folders(source)

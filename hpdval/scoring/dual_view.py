@@ -14,7 +14,7 @@ import torch
 
 from hpdval.config import ScoreConfig
 from hpdval.data.dataset import Split
-from hpdval.errors import ConfigError
+from hpdval.errors import ConfigError, ModelError
 from hpdval.models import Clip, ImageFeatures
 from hpdval.models.dual_view import dual_view_scores
 from hpdval.models.prompts import TEMPLATE, hand_crafted
@@ -74,9 +74,17 @@ class DualViewScorer(Scorer):
     def from_state(
         cls, encoder: Clip, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], **options: Any
     ) -> DualViewScorer:
-        """Return the scorer whose :meth:`state` this was; ``options`` are those of every scorer."""
+        """Return the scorer whose :meth:`state` this was; ``options`` are those of every scorer.
+
+        Raises:
+            ModelError: the texts are those of another encoder or list of classes.
+        """
         contexts = {name.removeprefix("context."): t for name, t in tensors.items() if name.startswith("context.")}
         texts = tensors["text_global"], tensors["text_local"]
+        size = (len(state["classes"]), encoder.embed_dim)
+        if any(tuple(text.shape) != size for text in texts):
+            shapes = " and ".join(str(tuple(text.shape)) for text in texts)
+            raise ModelError(f"the texts {shapes} are not those of {size[0]} classes on {size[1]} features")
         score, template = ScoreConfig(**state["score"]), state["template"]
         return cls(encoder, state["classes"], *texts, score=score, template=template, contexts=contexts, **options)
 

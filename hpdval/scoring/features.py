@@ -27,10 +27,10 @@ from hpdval.models import Encoder, ImageFeatures
 from hpdval.models.numeric import numeric_mode
 from hpdval.scoring.scorer import encode, native_resize
 
-VERSION = 1  # of the encoder's path: raise it when encode, or the file's layout, would give other bytes
+VERSION = 2  # of the encoder's path: raise it when encode, or the file's layout, would give other bytes
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 BATCH = 128  # images encoded together; a fill continues at a whole batch, so that it gives the same bits
-CHECKSUM = 32  # bytes of SHA-256 after the tokens of each image
+CHECKSUM = 32  # bytes after the tokens of each image: the SHA-256 of key, number and tokens
 RESIDENT = 0.5  # share of a GPU's free memory that a store may take; a larger one stays in its file
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -39,7 +39,7 @@ _THREADS = min(8, os.cpu_count() or 1)
 class FeatureStore:
     """The features of a split by one encoder, in the split's order, in a file under ``cache_dir()``.
 
-    An image's record is its class token and its patches (1 + P, D) in ``dtype``, then their SHA-256.  The file's name
+    An image's record is its class token and its patches (1 + P, D) in ``dtype``, then a checksum.  The file's name
     is its ``key``, a digest of weights, architecture and preprocessing, the images' ids and pixels, resize mode, dtype,
     numeric mode of the encoder and code version.  One process at a time fills a store; a fill that was killed goes on
     where it was.  Every record is checked when a store is opened, and a damaged file is made again.
@@ -164,13 +164,13 @@ def _fill(
     store.path.unlink(missing_ok=True)  # damaged, and perhaps still mapped elsewhere: it must not change there
     part = store.path.with_name(f".{store.path.name}.part")
     part.touch()
-    done = min(_whole_records(part, store.record), len(store)) // BATCH * BATCH
+    done = min(_whole_records(part, store), len(store)) // BATCH * BATCH
     os.truncate(part, done * store.record)
     try:
         with open(part, "ab") as file:
             for features in encode(encoder, images[done:], batch_size=BATCH, precision=precision, show=show):
                 tokens = torch.cat([features.cls[:, None], features.patches], dim=1).cpu()  # (B, 1 + P, D)
-                file.write(_records(tokens, store.dtype, ids[done : done + len(tokens)]))
+                file.write(_records(tokens, store, done, ids[done : done + len(tokens)]))
                 done += len(tokens)
             file.flush()
             os.fsync(file.fileno())
@@ -182,7 +182,8 @@ def _fill(
         ) from error
 
 
-def _records(tokens: torch.Tensor, dtype: str, ids: Sequence[str]) -> bytes:
+def _records(tokens: torch.Tensor, store: FeatureStore, first: int, ids: Sequence[str]) -> bytes:
+    dtype = store.dtype
     kept = tokens.to(DTYPES[dtype]).contiguous()
     broken = [name for name, row in zip(ids, kept, strict=True) if not bool(torch.isfinite(row).all())]
     if broken:
@@ -191,18 +192,26 @@ def _records(tokens: torch.Tensor, dtype: str, ids: Sequence[str]) -> bytes:
             raise ModelError(f"features of {names} are too large for {dtype}; use float32 (stage2.features=float32)")
         raise ModelError(f"features of {names} are not finite; check the encoder's weights, or use precision='float32'")
     rows = kept.view(torch.uint8).flatten(1).numpy()
-    return b"".join(row.tobytes() + hashlib.sha256(row).digest() for row in rows)
+    return b"".join(row.tobytes() + _checksum(store, number, row) for number, row in enumerate(rows, first))
 
 
-def _whole_records(path: Path, record: int) -> int:
+def _checksum(store: FeatureStore, number: int, tokens: np.ndarray) -> bytes:
+    checksum = hashlib.sha256(f"{store.key} {number} ".encode())  # neither another store's record nor another image's
+    checksum.update(tokens.tobytes())
+    return checksum.digest()
+
+
+def _whole_records(path: Path, store: FeatureStore) -> int:
     """Return how many records from the first on have the checksum they should have."""
+    record = store.record
     count = path.stat().st_size // record
     if not count:
         return 0
     rows = np.memmap(path, np.uint8, "r", shape=(count, record))
 
     def whole(start: int) -> list[bool]:
-        return [hashlib.sha256(row[:-CHECKSUM]).digest() == row[-CHECKSUM:].tobytes() for row in rows[start:][:BATCH]]
+        part = enumerate(rows[start:][:BATCH], start)
+        return [_checksum(store, number, row[:-CHECKSUM]) == row[-CHECKSUM:].tobytes() for number, row in part]
 
     with ThreadPoolExecutor(_THREADS) as pool:
         results = [good for part in pool.map(whole, range(0, count, BATCH)) for good in part]
@@ -214,7 +223,7 @@ def _intact(store: FeatureStore) -> FeatureStore | None:
     if not store.path.exists():
         return None
     size = store.path.stat().st_size
-    if size == len(store) * store.record and _whole_records(store.path, store.record) == len(store):
+    if size == len(store) * store.record and _whole_records(store.path, store) == len(store):
         return store
     warnings.warn(f"{store.path} is damaged; its {len(store)} images are encoded again", stacklevel=4)
     return None

@@ -81,10 +81,11 @@ def _part(dataset: Dataset, split: str) -> Split:
 
 def _columns(scorer: DualViewScorer, dataset: Dataset) -> list[int]:
     """Return where the model has each class of the data set: by name, for orders may differ."""
-    unknown = [name for name in dataset.classes if name not in scorer.classes]
+    place = {name: i for i, name in enumerate(scorer.classes)}
+    unknown = [name for name in dataset.classes if name not in place]
     if unknown:
         raise ConfigError(f"the model does not know {unknown[0]!r} ({len(unknown)} of {len(dataset.classes)} classes)")
-    return [scorer.classes.index(name) for name in dataset.classes]
+    return [place[name] for name in dataset.classes]
 
 
 def localise_models(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from hpdval.data.captions import caption_digest
 from hpdval.data.dataset import Dataset, Split
 from hpdval.data.store import ImageStore
 from hpdval.distributed import FollowedRun, asked_to_stop, everyones, follow, rank, same_error
-from hpdval.errors import RunError
-from hpdval.files import digest, sha256_file, write_json
+from hpdval.errors import HpdvalError, RunError, one_line
+from hpdval.files import check_form, digest, sha256_file, write_json
 from hpdval.metrics import Evaluation, evaluate
 from hpdval.models import Clip, Encoder, load_clip
 from hpdval.models.cnn import load_cnn
@@ -34,7 +35,14 @@ from hpdval.scoring.head import HeadScorer
 from hpdval.scoring.scorer import Scorer
 from hpdval.stopping import Interrupted
 
+DIGESTED = 1 << 22  # labels digested at once
 ENCODERS: dict[str, Callable[..., Any]] = {"clip": load_clip, "cnn": load_cnn}  # by the stem of their files
+STATE: Any = {  # of every scorer; what a kind has of its own, that checks
+    **{f"{name}?": str for name in ("encoder", "kind")},
+    **dict.fromkeys(("resize", "method", "precision", "selection"), str),
+    "classes": [str],
+    "files?": {...: str},
+}
 SCORERS: dict[str, Any] = {scorer.kind: scorer for scorer in (DualViewScorer, HeadScorer)}
 
 
@@ -58,16 +66,32 @@ def load_run(folder: str | os.PathLike[str], *, device: str | torch.device = "au
 
 
 def load_scorer(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Scorer:
-    """Return the scorer that :meth:`Scorer.save` wrote to ``folder``."""
+    """Return the scorer that :meth:`Scorer.save` wrote to ``folder``.
+
+    Raises:
+        RunError: a file is absent, damaged or was altered.
+    """
     folder = Path(folder)
     where = resolve_device(device)
     tensors, state = load_tensors(folder / "model.safetensors")
     tensors = {name: value.to(where) for name, value in tensors.items()}
-    stem = state.get("encoder", "clip")
+    check_form(state, STATE, f"{folder / 'model.safetensors'}, its state")
+    for name, known in state.get("files", {}).items():  # a model saved by an older version does not know them
+        if not (folder / name).exists() or sha256_file(folder / name) != known:
+            raise RunError(f"{folder / name} is not the one that model.safetensors was saved with; restore it")
+    stem, kind = state.get("encoder") or "clip", state.get("kind") or DualViewScorer.kind
+    if stem not in ENCODERS or kind not in SCORERS:
+        raise RunError(f"{folder / 'model.safetensors'} is of a {kind!r} scorer on {stem!r}, which this version lacks")
     files = str(folder / f"{stem}.json"), str(folder / f"{stem}.safetensors")
     encoder: Encoder = ENCODERS[stem](files[0], pretrained=files[1], device=str(where))
     options = {name: state[name] for name in ("resize", "method", "precision", "selection")}
-    scorer: Scorer = SCORERS[state.get("kind", DualViewScorer.kind)].from_state(encoder, tensors, state, **options)
+    try:
+        made = SCORERS[kind].from_state(encoder, tensors, state, **options)
+    except HpdvalError:
+        raise
+    except Exception as error:  # what heads are made of raises as wrong options lead it
+        raise RunError(f"{folder / 'model.safetensors'} holds no scorer of ours: {one_line(error)}") from error
+    scorer: Scorer = made
     scorer.came_from(folder)
     return scorer
 
@@ -173,8 +197,25 @@ def run_inputs(dataset: Dataset, experiment: Experiment, start: Scorer) -> dict[
 
 
 def label_digest(split: Split) -> str:
-    """Return the digest of a split's images and labels, as a run keeps it."""
-    return digest(split.ids, split.targets.tolist())
+    """Return the digest of a split's images and labels, as a run keeps it: ``digest(ids, targets.tolist())``."""
+    text = json.dumps([split.ids, []], ensure_ascii=False, separators=(",", ":"))
+    whole = hashlib.sha256(text.removesuffix("]]").encode())
+    n, n_classes = split.targets.shape
+    step = max(1, DIGESTED // (n_classes + 1))
+    for start in range(0, n, step):  # N x C Python numbers at once would be gigabytes where both are large
+        rows = _json_rows(split.targets[start : start + step])
+        whole.update(rows if start + step < n else rows.removesuffix(b","))
+    whole.update(b"]]")
+    return whole.hexdigest()
+
+
+def _json_rows(targets: np.ndarray) -> bytes:
+    """Return rows of 0 and 1 (n, C) as JSON has them, a comma behind each."""
+    n, n_classes = targets.shape
+    text = np.full((n, max(2 * n_classes + 2, 3)), ord(","), np.uint8)
+    text[:, 1 : 2 * n_classes : 2] = targets + ord("0")
+    text[:, 0], text[:, -2] = ord("["), ord("]")
+    return text.tobytes()
 
 
 def score_run(

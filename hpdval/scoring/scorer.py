@@ -20,7 +20,7 @@ from hpdval.data.dataset import Split
 from hpdval.data.decode import decode
 from hpdval.data.store import ImageStore, resize_image
 from hpdval.distributed import gather, share
-from hpdval.files import atomic_write, write_json
+from hpdval.files import atomic_write, sha256_file, write_json
 from hpdval.models import Encoder, ImageFeatures
 from hpdval.models.numeric import image_encoder
 from hpdval.progress import progress
@@ -171,12 +171,14 @@ class Scorer:
         ``cnn.safetensors``, in timm's names.
         """
         folder, stem = Path(folder), self.encoder.stem
-        write_json(folder / f"{stem}.json", self.encoder.config)
-        self._saved = _link_or_write(self._saved, folder / f"{stem}.safetensors", self.encoder)
+        files = [folder / f"{stem}.json", folder / f"{stem}.safetensors"]
+        write_json(files[0], self.encoder.config)
+        self._saved = _link_or_write(self._saved, files[1], self.encoder)
         tensors, own = self.state()
         state = {
             "kind": self.kind,
             "encoder": stem,
+            "files": {path.name: sha256_file(path) for path in files},
             "classes": self.classes,
             "resize": self.resize,
             "method": self.method,

@@ -9,7 +9,6 @@ OUT/shared/         zero-shot and stage 1 that several runs share
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +20,10 @@ from filelock import FileLock, Timeout
 
 from hpdval.comparisons import SWEEP
 from hpdval.errors import HpdvalError, RunError
-from hpdval.files import read_json, write_json
+from hpdval.files import read_sealed, resolved, write_sealed
 from hpdval.notebook_runner import PLACES, RECORD, is_done, run_notebook
 from hpdval.progress import progress
+from hpdval.stopping import terminated_as_interrupted
 from hpdval.sweep.cluster import MEMORY_GIB, Cluster, open_cluster, worker_number
 from hpdval.sweep.grid import read_grid
 from hpdval.sweep.plan import Job, Plan, make_plan
@@ -68,7 +68,7 @@ def sweep(
         ConfigError: a grid or a parameter that cannot be used; nothing was started.
         RunError: some runs failed: the others are finished, and each failure was printed.
     """
-    folder = Path(out).expanduser().resolve()
+    folder = resolved(out)
     plan = make_plan(notebook, read_grid(grid, only), seeds=seeds, parameters=parameters, shared=folder / "shared")
     todo = [name for name, job in plan.jobs.items() if not is_done(plan.notebook, job.values, folder / "runs" / name)]
     if dry_run:
@@ -103,7 +103,7 @@ def _run(
     """Run the jobs named in ``todo`` on the cluster that ``opened`` gives; ``common`` is what all of them are told."""
     jobs = {name: {**common, "name": name, "values": dict(plan.jobs[name].values)} for name in todo}
     needs = {name: plan.jobs[name].needs for name in todo}
-    with _terminated_as_interrupted(), opened as cluster:
+    with terminated_as_interrupted(), opened as cluster:
         print(f"{len(todo)} of {len(plan.jobs)} runs to do; workers: {cluster.place}; dashboard: {cluster.dashboard}")
         for name, outcome in progress(cluster.run(jobs, needs, run_job), "runs", total=len(todo), show=show):
             target = Path(common["folder"]) / "runs" / name
@@ -142,7 +142,7 @@ def _run_job(job: Mapping[str, Any], gpus: int, threads: int | None) -> dict[str
             print(error, flush=True)
     if problem:
         with suppress(HpdvalError):  # how it failed, if it came as far as to say so
-            found = {key: read_json(target / RECORD).get(key) for key in ("status", "error", "cell", "traceback")}
+            found = {key: read_sealed(target / RECORD).get(key) for key in ("status", "error", "cell", "traceback")}
             if found["status"] in ("failed", "killed", "stopped"):
                 problem |= {key: value for key, value in found.items() if value}
     return {"status": "done", **problem, "seconds": round(time.monotonic() - started, 1)}
@@ -174,7 +174,8 @@ class _Record:
         own = {"seed": job.seed, "values": values, "needs": job.needs}
         if open_still:
             return {**own, "status": "pending", "seconds": None}
-        return {**own, "status": "done", "seconds": read_json(self.folder / "runs" / job.name / RECORD).get("seconds")}
+        record = read_sealed(self.folder / "runs" / job.name / RECORD)
+        return {**own, "status": "done", "seconds": record.get("seconds")}
 
     def ended(self, name: str, outcome: Mapping[str, Any]) -> None:
         """Note how a run ended."""
@@ -186,7 +187,7 @@ class _Record:
         plan = self.plan
         about = {"title": plan.title, "command": self.command, "notebook": plan.notebook.name}
         counted = {"seeds": list(plan.seeds), "comparisons": list(plan.comparisons), "runs": self.runs}
-        write_json(self.folder / SWEEP, {**about, **counted})
+        write_sealed(self.folder / SWEEP, {**about, **counted})
 
     def failures(self, names: list[str]) -> list[str]:
         """Return the lines that describe failed runs: what each was, the cell, the end of the traceback."""
@@ -220,20 +221,3 @@ def describe(plan: Plan, todo: list[str]) -> str:
     shared = sum(job.needs is not None for job in plan.jobs.values())
     lines.append(f"{len(plan.jobs)} runs, {shared} on a stage 1 that another one makes; {len(todo)} to do")
     return "\n".join(lines)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a sweep as Ctrl-C does, with its workers; a thread that is not the main one cannot."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

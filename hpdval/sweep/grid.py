@@ -111,8 +111,8 @@ def grid_names() -> list[str]:
 
 
 def _find(source: str | os.PathLike[str]) -> Path:
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(source))
+    if os.path.isfile(path):
         return path
     name = str(source).removesuffix(".yaml")
     if name in grid_names():

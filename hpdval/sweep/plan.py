@@ -11,7 +11,7 @@ from typing import Any
 
 from hpdval.config import Experiment
 from hpdval.errors import ConfigError
-from hpdval.files import digest
+from hpdval.files import digest, resolved
 from hpdval.notebook_parameters import check_parameters, experiment_of, find_notebook, notebook_parameters
 from hpdval.notebook_runner import PLACES, package_digest
 from hpdval.sweep.grid import Grid, Question, text
@@ -129,7 +129,7 @@ def _base(
     if taken := {"seed", "run_dir", "shared"} & {*base, *tried}:
         raise ConfigError(f"{min(taken)} is set by the sweep itself; leave it out")
     if shared is not None and "shared" in known:  # what other code made is not shared
-        base["shared"] = str(Path(shared).expanduser().resolve() / package_digest()[:8])
+        base["shared"] = str(resolved(shared) / package_digest()[:8])
     return base
 
 

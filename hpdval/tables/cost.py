@@ -44,7 +44,7 @@ def run_cost(folder: Folder) -> Cost | None:
         return Cost(parameters=0, seconds=None) if str(result.get("method", "")).startswith(UNTRAINED) else None
     try:
         rows = [(int(one["parameters"]), float(one["seconds"])) for one in result["trained"].values()]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError(
             f"{folder}/result.json says under 'trained' what is no mapping of methods to parameters and seconds "
             f"({error!r}); run it again"

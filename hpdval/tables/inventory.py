@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hpdval.errors import ConfigError, HpdvalError, RunError
-from hpdval.files import lock_held, read_json, sha256_file
+from hpdval.files import lock_held, read_json, read_sealed, sha256_file, unsealed
 from hpdval.metrics.protocol import SELECTED_ON_TEST, selection_rule
 from hpdval.tables.choose import chosen_rows, sorted_rows
 from hpdval.tables.scores import COLUMNS
@@ -51,9 +51,9 @@ def list_runs(*folders: Folder, where: str | Sequence[str] = (), sort: str | Non
     Raises:
         ConfigError: a folder does not exist, or a condition or column that there is not.
     """
-    roots = [Path(folder).expanduser() for folder in folders or ("runs",)]
+    roots = [Path(os.path.expanduser(folder)) for folder in folders or ("runs",)]
     for root in roots:
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise ConfigError(f"there is no folder {root}; give folders that hold runs")
     table = _table([row for folder, failure in _walk(roots) if (row := _row(folder, failure))])
     table = chosen_rows(table, [where] if isinstance(where, str) else where)
@@ -68,13 +68,13 @@ def find_run(run: Folder, root: Folder = "runs") -> Path:
     Raises:
         RunError: there is no such folder, and no run or more than one with that key.
     """
-    folder = Path(run).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(run))
+    if os.path.isdir(folder):
         return folder.resolve()
     given = str(run)
     if not re.fullmatch(r"[0-9a-f]{6,64}", given):
         raise RunError(f"there is no folder {given}; give a run's folder, or at least 6 characters of its key")
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     found = [inner for inner, _ in _walk([root]) if any(key.startswith(given) for key in _keys(inner))]
     if len(found) != 1:
         where = f"{len(found)} runs: {', '.join(map(str, found[:3]))}; give the folder" if found else "none"
@@ -85,7 +85,7 @@ def find_run(run: Folder, root: Folder = "runs") -> Path:
 def _keys(folder: Path) -> Iterator[str]:
     for name in ("run.json", "notebook.json"):
         with suppress(HpdvalError, OSError):
-            yield str(_mapping(read_json(folder / name)).get("key", ""))
+            yield str(read_sealed(folder / name).get("key", ""))
 
 
 def _walk(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -115,8 +115,8 @@ def _row(folder: Path, failure: str) -> dict[str, Any] | None:
     for name, wanted in RECORDS.items():
         try:
             if os.path.lexists(folder / name):
-                record = read_json(folder / name)
-                found |= {name: record} if isinstance(record, dict) and wanted <= record.keys() else {}
+                record = _mapping(read_json(folder / name))  # what is no object is somebody else's
+                found |= {name: unsealed(record, folder / name)} if wanted <= record.keys() else {}
         except (HpdvalError, OSError) as error:
             failure = failure or str(error)
     if not found and not failure:

@@ -109,6 +109,9 @@ def _told(label: str, protocol: Protocol, first: str, reference: Protocol, *, co
     return [f"another test set, for orientation only: {protocol.test_set}", *remarks]
 
 
+_NEEDED = (*COLUMNS, "protocol", "n_images", "readout", "selection", "classes")
+
+
 def _listed(results: Results) -> list[Result]:
     found = [results] if isinstance(results, str | os.PathLike | Evaluation) else list(results)
     if not found:
@@ -122,7 +125,7 @@ def _records(label: str, results: Results) -> tuple[list[dict[str, Any]], Protoc
     folders = [one for one in listed if not isinstance(one, Evaluation)]
     if len(folders) > 1:
         read_runs(folders)  # refuses runs on other images or classes
-    records = [one.as_dict() if isinstance(one, Evaluation) else read_result(one) for one in listed]
+    records = [one.as_dict() if isinstance(one, Evaluation) else read_result(one, *_NEEDED) for one in listed]
     protocols = [Protocol.of(record) for record in records]
     for record, other in zip(records, protocols, strict=True):
         if other != protocols[0]:
@@ -159,7 +162,7 @@ def model_of(result: Result) -> str:
     student = config.get("stage1", {}).get("student", "clip")
     backbone = (config.get("rival") or {}).get("backbone")
     if backbone and kind != "zero-shot":
-        names.append(f"encoder {backbone}, weights {config['rival']['weights'] or 'random'}")
+        names.append(f"encoder {backbone}, weights {config['rival'].get('weights') or 'random'}")
     return ", ".join([*names, *([f"student {student}"] if trained and student != "clip" else [])]) or "-"
 
 

@@ -31,7 +31,7 @@ def read_runs(folders: Folder | Sequence[Folder]) -> dict[str, Any]:
         raise RunError("no run was given; give one folder for each seed")
     found: dict[str, Any] = {}
     for folder in listed:
-        predictions, result = read_predictions(folder), read_result(folder)
+        predictions, result = read_predictions(folder), read_result(folder, "class_counts", "readout")
         run = {
             "ids": predictions["ids"],
             "classes": predictions["classes"],

@@ -46,12 +46,12 @@ class FeatureBatches:
 
     def __init__(self, features: Features, dataset: Dataset, more: Mapping[str, torch.Tensor] | None = None) -> None:
         self.features, self.ids, self.more = features, dataset.train.ids, dict(more or {})
-        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
+        self.targets = torch.from_numpy(dataset.train.targets.copy())  # (N, C) uint8
 
     def __call__(self, indices: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield one batch for each array of image indices; the view is fixed, so ``epoch`` changes nothing."""
         for batch in indices:
-            targets = queued(self.targets[batch], self.features.device)
+            targets = queued(self.targets[batch].float(), self.features.device)
             features = self.features[batch[share(len(batch))]]
             rows = {name: queued(values[batch], self.features.device) for name, values in self.more.items()}
             yield {"features": features, "targets": targets, "ids": [self.ids[i] for i in batch], **rows}

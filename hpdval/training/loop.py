@@ -45,6 +45,8 @@ def _stop_on_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received:  # after the last look: all is saved, and what would come next is not begun
+        signal.raise_signal(received[0])
 
 
 @contextmanager
@@ -144,7 +146,7 @@ def _watch(trainer: Trainer, name: str, function: Callable[[], float], epoch: in
     """Log the watched mAP, and keep the weights of the best epoch where that is asked for."""
     with trainer.averaged():
         value = function()
-        trainer.run.log(stage=trainer.stage, step=trainer.update, epoch=epoch, **{name: value})
+        trainer.log(step=trainer.update, epoch=epoch, **{name: value})
         if trainer.keep_best and value > trainer.best.get("map", float("-inf")):
             trainer.best = {"map": value, "epoch": epoch}
             trainer.best_tensors = {name: p.detach().cpu().clone() for name, p in trainer.named.items()}

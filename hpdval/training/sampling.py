@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hpdval.config import TrainingConfig
+from hpdval.data.splits import class_members
 from hpdval.training.batches import Draw
 
 IMAGES_OF_A_CLASS = 3  # one after another
@@ -31,7 +32,7 @@ def class_aware(targets: np.ndarray, images: int = IMAGES_OF_A_CLASS) -> Draw:
     >>> int((draw(0, 0) == 4).sum())
     3
     """
-    members = [found for column in targets.T if len(found := np.flatnonzero(column))]
+    members = [found for found in class_members(targets) if len(found)]
 
     def draw(seed: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((seed, epoch))

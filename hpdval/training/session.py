@@ -25,6 +25,7 @@ from hpdval.scoring.scorer import NOTHING_TRAINED
 from hpdval.training.batches import Batches
 from hpdval.training.loop import Task, fit
 from hpdval.training.sampling import draw_for
+from hpdval.training.views import lost_workers
 
 SELECTION = {
     "last": "none (last epoch)",
@@ -143,19 +144,20 @@ def fit_stage(
         score: gives the scores (N, C) of a split by the weights as they are now.
     """
     dataset, experiment = session.dataset, session.experiment
-    facts = fit(
-        task,
-        batches,
-        config,
-        session.run,
-        stage=stage,
-        n_images=len(dataset.train),
-        draw=draw_for(config, dataset.train.targets),
-        seed=experiment.seed,
-        watch=watched_map(dataset, experiment, score),
-        keep_best=experiment.selection != "last",
-        show=session.show,
-    )
+    with lost_workers():
+        facts = fit(
+            task,
+            batches,
+            config,
+            session.run,
+            stage=stage,
+            n_images=len(dataset.train),
+            draw=draw_for(config, dataset.train.targets),
+            seed=experiment.seed,
+            watch=watched_map(dataset, experiment, score),
+            keep_best=experiment.selection != "last",
+            show=session.show,
+        )
     session.cost = {name: facts.pop(name) for name in ("parameters", "seconds")}
     return facts
 

@@ -21,6 +21,7 @@ from hpdval.config import TrainingConfig
 from hpdval.distributed import accumulating, everyones, parallel, rank
 from hpdval.errors import NonFiniteLossError, RunError
 from hpdval.models.numeric import numeric_mode
+from hpdval.records import chained
 from hpdval.run import Run
 from hpdval.training.batches import Batch, Plan
 from hpdval.training.optim import MovingAverage, lr_factor, make_optimizer
@@ -84,7 +85,7 @@ class Trainer:
         self.parameters = sum(parameter.numel() for parameter in self.named.values())
         self._began, self._earlier = time.monotonic(), 0.0  # seconds that earlier attempts took
         self.ema = MovingAverage(self.named.values(), config.ema_decay) if config.ema_decay else None
-        self.update = 0
+        self.update, self.records = 0, ""  # updates made, and the chain of what they logged
         self.keep_best = keep_best
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, torch.Tensor] = {}
@@ -118,7 +119,8 @@ class Trainer:
             tensors |= {f"ema.{i}": value for i, value in enumerate(self.ema.average)}
         tensors |= {f"best.{name}": value for name, value in self.best_tensors.items()}
         state = {"key": self.run.key, "update": self.update, "best": self.best, "threads": torch.get_num_threads()}
-        state["seconds"] = self.seconds
+        state |= {"seconds": self.seconds, "records": self.records}
+        self.run.keep_metrics()
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         save_checkpoint(self.path, tensors, state)
@@ -136,7 +138,7 @@ class Trainer:
             self.run.forget_metrics(self.stage, -1)
             return
         tensors, state = loaded
-        if state["key"] != self.run.key:
+        if state.get("key") != self.run.key:
             raise RunError(f"{self.path} belongs to another run; delete the folder or choose another")
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"task.{name}"])
@@ -154,7 +156,7 @@ class Trainer:
         self.best_tensors = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
         self.update, self._earlier = state["update"], state.get("seconds", 0.0)
         torch.set_num_threads(state["threads"])  # sums in another order would give other bits
-        self.run.forget_metrics(self.stage, self.update)
+        self.records = self.run.forget_metrics(self.stage, self.update, state.get("records"))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -238,6 +240,12 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
 
+    def log(self, **record: Any) -> None:
+        """Log a record of an update; a checkpoint knows which there were."""
+        own = {"stage": self.stage, **record}
+        self.run.log(**own)
+        self.records = chained(self.records, own)
+
     def read(self, *, check_only: bool = False) -> None:
         """Look at the updates since the last time: log them, and stop at the first that was not finite.
 
@@ -255,6 +263,6 @@ class Trainer:
                 )
             if not check_only:
                 epoch = record["update"] // self.plan.updates_per_epoch
-                self.run.log(stage=self.stage, step=record["update"] + 1, epoch=epoch, **losses, lr=record["lr"])
+                self.log(step=record["update"] + 1, epoch=epoch, **losses, lr=record["lr"])
         if not check_only:
             self.unread.clear()

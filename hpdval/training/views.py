@@ -6,6 +6,7 @@ Letters: N images, B in a batch, C classes, D width of the features, S pixels of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpdval.data.augment import augment
 from hpdval.data.dataset import Dataset
 from hpdval.data.store import ImageStore
 from hpdval.distributed import share
+from hpdval.errors import RunError
 from hpdval.training.batches import Batch, Draw
 from hpdval.training.sampling import earlier
 
@@ -59,7 +61,7 @@ class ViewBatches:
         draw: Draw | None = None,
     ) -> None:
         self.store, self.ids, self.config, self.seed, self.workers = store, dataset.train.ids, config, seed, workers
-        self.targets = torch.from_numpy(dataset.train.targets.astype(np.float32))
+        self.targets = torch.from_numpy(dataset.train.targets.copy())  # (N, C) uint8
         resident = device.type == "cuda" and workers == 0
         resident = (
             resident and store.images.nbytes < torch.cuda.mem_get_info(device)[0] // 4
@@ -74,7 +76,7 @@ class ViewBatches:
         pairs = zip(indices, occurrences, strict=True)
         own = [list(zip(chosen.tolist(), times.tolist(), strict=True))[share(len(chosen))] for chosen, times in pairs]
         for chosen, images in zip(indices, self._views(own, epoch), strict=True):
-            batch = {"images": images, "targets": self.targets[chosen], "ids": [self.ids[i] for i in chosen]}
+            batch = {"images": images, "targets": self.targets[chosen].float(), "ids": [self.ids[i] for i in chosen]}
             if self.teacher is not None:
                 batch["teacher"] = self.teacher[torch.from_numpy(chosen).to(self.teacher.device)]
             yield batch
@@ -98,3 +100,20 @@ class ViewBatches:
             )
             for batch in drawn
         )
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """Say in one line that a worker was killed; PyTorch tells the main thread wherever that is at work just then.
+
+    Raises:
+        RunError: a worker is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"{error}; the last checkpoint stays, run the same command again, with fewer workers if memory was short"
+        ) from error

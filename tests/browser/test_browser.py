@@ -14,7 +14,11 @@ from hpdval.notebook_parameters import notebooks_dir
 if TYPE_CHECKING:
     from .lab import Lab
 
-LONG = {"03_stage1_dual_view_alignment", "04_stage2_hierarchical_prompts"}  # each encodes 2,000 images again
+# each encodes or trains again what its smoke run has done; 01, 06, 09, 10 and what has widgets stay
+LONG = {
+    *("02_zero_shot_baseline", "03_stage1_dual_view_alignment", "04_stage2_hierarchical_prompts", "05_reproduce"),
+    *("07_patch_heatmaps", "08_few_shot"),
+}
 NOTEBOOKS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] * (path.stem in LONG))
     for path in sorted(notebooks_dir().glob("*.ipynb"))

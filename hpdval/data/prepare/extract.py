@@ -5,11 +5,11 @@ Nothing is left to ``extractall``: every member is read here and written to a te
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hpdval.data.listing import safe_path
-from hpdval.errors import DataError
+from hpdval.errors import DataError, HpdvalError
 
 CHUNK = 1 << 20  # bytes
 MOST_UNPACKED = 100  # times the size of the archive; the annotations of COCO grow to about five times theirs
@@ -58,7 +58,7 @@ def extract(
         _check_sizes(archive, root, members)
         for member in members:
             target = root / member.name
-            if not (target.is_file() and target.stat().st_size == member.size):
+            if not (os.path.isfile(target) and target.stat().st_size == member.size):
                 _write(archive, member, target)
             advance(member.size)
     return [member.name for member in members]
@@ -75,8 +75,12 @@ def _open(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
                 yield packed
         else:
             raise DataError(f"{archive} is neither a zip nor a tar; remove it, and the same command fetches it again")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"{archive} is damaged or cut off: {error}; remove it and fetch it again") from None
+    except (HpdvalError, OSError):
+        raise
+    except Exception as error:  # the readers of archives raise whatever damaged bytes lead them into
+        raise DataError(
+            f"{archive} is damaged or cut off: {str(error) or repr(error)}; remove it and fetch it again"
+        ) from None
 
 
 def _members(
@@ -111,7 +115,7 @@ def _check_sizes(archive: Path, root: Path, members: list[_Member]) -> None:
     if total > MOST_UNPACKED * packed:
         raise DataError(f"{archive} has {packed} bytes but declares {total} unpacked; such an archive is not opened")
     root.mkdir(parents=True, exist_ok=True)
-    there = sum(member.size for member in members if (root / member.name).is_file())
+    there = sum(member.size for member in members if os.path.isfile(root / member.name))
     free = shutil.disk_usage(root).free
     if total - there > free:
         raise DataError(f"{root} has {free} bytes free but {archive.name} needs {total - there}; make room")

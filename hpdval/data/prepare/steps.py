@@ -24,7 +24,7 @@ from hpdval.data.prepare.local import LocalFiles, place
 from hpdval.data.prepare.published import Archive, File, PublishedSet
 from hpdval.data.prepare.verify import Report, look_at, verify
 from hpdval.errors import DataError
-from hpdval.files import read_json, sha256_file, write_json
+from hpdval.files import read_sealed, sha256_file, write_sealed
 from hpdval.progress import byte_progress, progress
 
 RECORD = "hpdval-data.json"
@@ -236,11 +236,11 @@ class _Work:
         files = _read_record(self.root)
         sha256 = file.sha256 or sha256_file(path)
         files[file.name] = {"from": origin, "size": path.stat().st_size, "sha256": sha256, **more}
-        write_json(self.root / RECORD, {"files": files})
+        write_sealed(self.root / RECORD, {"files": files})
 
 
 def _read_record(root: Path) -> dict[str, Any]:
-    return read_json(root / RECORD)["files"] if (root / RECORD).exists() else {}
+    return read_sealed(root / RECORD)["files"] if (root / RECORD).exists() else {}
 
 
 def _size(count: float) -> str:

@@ -16,7 +16,7 @@ from hpdval.errors import HpdvalError
 from hpdval.files import lock_held
 from hpdval.lab.live.tail import Tail, log_lines, number, read_record
 from hpdval.plots.training import WATCHED
-from hpdval.run import read_result
+from hpdval.records import checked_file, read_manifest, read_result
 from hpdval.stopping import REQUEST
 from hpdval.training.batches import Plan
 
@@ -79,8 +79,9 @@ class WatchedRun:
         result = self._read_result() if done else {}
         state, reason = self._state(start, held, done)
         self.tail.read()
+        # of a finished run whose files are not those of its manifest nothing is shown: they may be another run's
+        records, plan = () if done and self.problems else tuple(self.tail.records), _plan(start)
         self.problems += [self.tail.problem] if self.tail.problem else []
-        records, plan = tuple(self.tail.records), _plan(start)
         update = records[-1]["step"] if records else 0
         elapsed = number(manifest.get("wall_seconds")) if done else _elapsed(start, held)
         newest = records[-(plan.updates_per_epoch + 2) :] if plan else records  # what is watched comes once in an epoch
@@ -119,14 +120,17 @@ class WatchedRun:
         return found
 
     def _read_result(self) -> Mapping[str, Any]:
-        """Return the result, whose hash is taken once."""
+        """Return the result, whose hash is taken once, as is that of the metrics."""
         state = (self.folder / "manifest.json").stat()
         identity = (state.st_ino, state.st_mtime_ns)
         if self._result[0] != identity:
             result: Mapping[str, Any] = {}
             try:
-                if (self.folder / "result.json").exists():
+                files = read_manifest(self.folder)["files"]
+                if "result.json" in files:
                     result = read_result(self.folder)
+                if "metrics.jsonl" in files:
+                    checked_file(self.folder, "metrics.jsonl")
             except HpdvalError as error:
                 self.problems.append(str(error))
                 return {}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hpdval.errors import HpdvalError
-from hpdval.files import read_json
+from hpdval.files import read_sealed
+from hpdval.records import metrics_record
 
 LOG_BYTES, LOG_LINES = 8192, 6
 
@@ -58,22 +58,19 @@ class Tail:
     def _take(self, line: bytes) -> None:
         self._lines += 1
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError
+            record = metrics_record(line, self.path)
             if self.wanted(record):
                 self.records.append(record)
-        except (ValueError, RecursionError):
+        except HpdvalError:
             self.problem = self.problem or f"{self.path.name}, line {self._lines} is damaged and left out"
 
 
 def read_record(path: Path) -> tuple[Mapping[str, Any], str]:
     """Return the JSON object in a file, empty where there is none, and a line that says what is wrong with it."""
     try:
-        found = read_json(path) if path.exists() else {}
+        return read_sealed(path) if path.exists() else {}, ""
     except (HpdvalError, OSError) as error:
         return {}, str(error)
-    return (found, "") if isinstance(found, dict) else ({}, f"{path} holds no JSON object")
 
 
 def log_lines(path: Path) -> tuple[str, ...]:
@@ -91,5 +88,5 @@ def log_lines(path: Path) -> tuple[str, ...]:
 
 def number(value: Any) -> float | None:
     """Return a finite number, or None for anything else that may stand in a file."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return float(value) if good else None

@@ -21,6 +21,7 @@ from hpdval.detached import stop_training
 from hpdval.errors import ConfigError, HpdvalError, one_line
 from hpdval.lab.live.follow import DONE, RUNNING, WAITING, Follower, Snapshot
 from hpdval.lab.live.page import details, heading, picture
+from hpdval.lab.parts import close_parts
 from hpdval.plots.style import figure_bytes
 from hpdval.plots.training import loss_curves
 from hpdval.tables.inventory import find_run
@@ -116,6 +117,7 @@ class LiveView(widgets.VBox):
     def close(self) -> None:
         """End the view; the training goes on."""
         self._ended.set()
+        close_parts(self)
         super().close()
 
     def _ask(self, asking: bool) -> None:
