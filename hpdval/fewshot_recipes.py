@@ -160,7 +160,7 @@ def for_protocol(recipe: FewShot, protocol: str, *, sized: bool = True) -> FewSh
     return replace(recipe, protocol=protocol, **sides)
 
 
-def get_fewshot(name: str, *, protocol: str | None = None, **overrides: Any) -> FewShot:
+def get_fewshot(name: str, /, *, protocol: str | None = None, **overrides: Any) -> FewShot:
     """Return the few-shot recipe ``name``, for ``protocol`` where one is given, with fields overridden by dotted name.
 
     A name such as ``adapt.stage1.lr`` is of one side; a field of an experiment alone (``seed``, ``stage1.lr``) sets it

@@ -24,6 +24,8 @@ def override(config: T, values: Mapping[str, Any]) -> T:
     >>> override(Experiment(name="x"), {"stage1.epochs": "3", "score.alpha": 0.5}).stage1.epochs
     3
     """
+    if values.get("name", own := getattr(config, "name", None)) != own:
+        raise ConfigError("name is the recipe's own; choose another recipe instead")
     known = field_names(config)
     for name in values:
         if name not in known:

@@ -217,7 +217,7 @@ def for_dataset(experiment: Experiment, dataset: str) -> Experiment:
     return replace(ADAPT.get(name, lambda same: same)(experiment), dataset=dataset)
 
 
-def get_recipe(name: str, *, dataset: str | None = None, **overrides: Any) -> Experiment:
+def get_recipe(name: str, /, *, dataset: str | None = None, **overrides: Any) -> Experiment:
     """Return the recipe ``name``, for ``dataset`` where one is given, with fields overridden by dotted name.
 
     Raises:

@@ -62,7 +62,7 @@ class Crowd:
         pipes = [CONTEXT.Pipe(duplex=False) for _ in arguments]
         self.ends = [reading for reading, _ in pipes]
         self.processes = [
-            CONTEXT.Process(target=_begin, args=(work, given, environment or {}, self.start, writing), daemon=True)
+            CONTEXT.Process(target=_begin, args=(work, given, environment or {}, self.start, writing))
             for given, (_, writing) in zip(arguments, pipes, strict=True)
         ]
         for process, (_, writing) in zip(self.processes, pipes, strict=True):

@@ -46,7 +46,7 @@ def numbers(values: ArrayLike, name: str) -> NDArray[Any]:
     """
     try:
         array = np.asarray(values)
-        if array.dtype.kind in "cmMV":  # NumPy would drop the imaginary part, or count seconds
+        if array.dtype.kind in "cmMVSU":  # NumPy would drop imaginary parts, count seconds, read texts
             raise TypeError(f"{array.dtype} is no real number")
         return array if array.dtype.kind in "biuf" else array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, text, tensors on a GPU or with a gradient

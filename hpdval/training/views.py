@@ -5,6 +5,7 @@ Letters: N images, B in a batch, C classes, D width of the features, S pixels of
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from hpdval.distributed import share
 from hpdval.errors import RunError
 from hpdval.training.batches import Batch, Draw
 from hpdval.training.sampling import earlier
+
+VERDICT_SECONDS = 2.0  # a worker's end is told by a broken pipe and by a signal, in either order
 
 
 class _Views(TorchDataset[Any]):
@@ -111,9 +114,19 @@ def lost_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        verdict = str(error) if isinstance(error, RuntimeError) else _verdict()
+        if not verdict.startswith("DataLoader worker"):
             raise
         raise RunError(
-            f"{error}; the last checkpoint stays, run the same command again, with fewer workers if memory was short"
+            f"{verdict}; the last checkpoint stays, run the same command again, with fewer workers if memory was short"
         ) from error
+
+
+def _verdict() -> str:
+    """Return PyTorch's word on a worker whose broken pipe was noticed first; it comes as a signal, which raises here."""
+    try:
+        time.sleep(VERDICT_SECONDS)
+    except RuntimeError as error:
+        return str(error)
+    return ""
