@@ -124,7 +124,7 @@ def lost_workers() -> Iterator[None]:
 
 
 def _verdict() -> str:
-    """Return PyTorch's word on a worker whose broken pipe was noticed first; it comes as a signal, which raises here."""
+    """Return PyTorch's word on a worker whose broken pipe was noticed first; it comes as a signal, and raises here."""
     try:
         time.sleep(VERDICT_SECONDS)
     except RuntimeError as error:
