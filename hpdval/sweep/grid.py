@@ -81,7 +81,7 @@ def read_grid(source: str | os.PathLike[str], only: tuple[str, ...] = ()) -> Gri
     path = _find(source)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:  # a tag on what it is not
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     top = _mapping(content, path.name, KEYS)
     if ("grid" in top) == ("comparisons" in top):
