@@ -159,7 +159,10 @@ def test_a_grid_that_cannot_be_used(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["- a\n- b", "a: [1", "just text", "", "\x00", "a: &a [*a]", "grid: !!timestamp abc"])
+NO_GRIDS = ["- a\n- b", "a: [1", "just text", "", "\x00", "a: &a [*a]", "grid: !!timestamp abc"]
+
+
+@pytest.mark.parametrize("content", NO_GRIDS)
 def test_a_file_that_is_no_grid(tmp_path: Path, content: str) -> None:
     (tmp_path / "grid.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError) as error:
