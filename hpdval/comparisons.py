@@ -17,13 +17,16 @@ from hpdval.files import check_form, read_sealed
 from hpdval.run import read_result
 
 SWEEP = "sweep.json"
-_CELL = {"label": str, "value?": float, "method?": str, "runs": {...: str}}
+_CELL = {"label": str, "value?": (float, None), "method?": (str, None), "runs": {...: str}}
 RECORD: Any = {  # what is read of it
     "title": str,
     "command": str,
-    "runs": {...: {"status": str, "error?": str}},
+    "runs": {...: {"status": str, "error?": (str, None)}},
     "comparisons": [
-        {"name": str, "title?": str, "claim?": str, "reference?": str, "axis?": str, "cells": [_CELL]},
+        {
+            **{"name": str, "title?": str, "claim?": str, "cells": [_CELL]},
+            **dict.fromkeys(("reference?", "axis?"), (str, None)),
+        },
     ],
 }
 Folder = str | os.PathLike[str]

@@ -172,8 +172,9 @@ def check_form(value: Any, form: Any, where: str) -> None:
     """Check that what was read has the form that its reader counts on.
 
     Args:
-        form: a type, where ``float`` is any finite number; a list of one form, for lists of it; or a mapping of names
-            to forms, in which a name that ends in "?" may be missing or null, and ``...`` stands for every name.
+        form: a type, where ``float`` is any finite number; a list of one form, for lists of it; a form and None in a
+            tuple, where null may stand, too; or a mapping of names to forms, in which a name that ends in "?" may be
+            missing, and ``...`` stands for every name.
         where: names ``value`` in the error.
 
     Raises:
@@ -186,8 +187,11 @@ def check_form(value: Any, form: Any, where: str) -> None:
             raise _other_form(value, "an object", where)
         for name, inner in form.items():
             for key in value if name is ... else [name.removesuffix("?")]:
-                if name is ... or key == name or value.get(key) is not None:
+                if name is ... or key == name or key in value:
                     check_form(value.get(key), inner, f"{where}: {key}")
+    elif isinstance(form, tuple):
+        if value is not None:
+            check_form(value, form[0], where)
     elif isinstance(form, list):
         if not isinstance(value, list):
             raise _other_form(value, "a list", where)

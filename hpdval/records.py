@@ -19,17 +19,25 @@ MANIFEST: Any = {
     "status": str,
     "key": str,
     "kind": str,
-    "config": {"name?": str, "seed?": int, "stage1?": {"student?": str}, "rival?": {"backbone?": str, "weights?": str}},
+    "config": {
+        "name?": str,
+        "seed?": int,
+        "stage1?": {"student?": str},
+        "rival?": ({"backbone?": (str, None), "weights?": (str, None)}, None),
+    },
     "inputs": dict,
     "files": {...: str},
 }
 RESULT: Any = {
     **{f"{name}?": str for name in ("method", "recipe", "protocol", "readout", "selection")},
-    **{f"{name}?": float for name in ("total", "head", "medium", "tail", "variance", "chance_total")},
+    **{f"{name}?": (float, None) for name in ("total", "head", "medium", "tail", "variance", "chance_total")},  # NaN
+    **{f"{name}?": [(float, None)] for name in ("per_class", "chance")},
     **{f"{name}?": int for name in ("seed", "n_images", "episodes")},
-    **{f"{name}?": [str] for name in ("classes", "excluded_names", "notes")},
+    **{f"{name}?": [str] for name in ("excluded_names", "notes")},
+    "classes?": ([str], None),
     **{f"{name}?": [int] for name in ("class_counts", "excluded")},
     "folders?": {...: str},
+    "trained?": {...: {"parameters": int, "seconds": float}},
 }
 
 

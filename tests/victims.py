@@ -3,7 +3,7 @@
 ``python victims.py FOLDER`` prepares what they share in ``FOLDER`` and then answers requests, one JSON object a line:
 ``victim``, its ``folder``, a ``signal`` and when to send it: ``seconds`` after the start or at the ``step`` of that
 number, where a step is a change of a file below the folder (just before it) or a write to one (half way through it).
-The answer says the ``code`` with which the victim ended, whether the signal was ``sent`` by the clock, the ``seconds``
+The answer says the ``code`` with which the victim ended, whether the clock ``sent`` the signal in time, the ``seconds``
 it took; and, if it could still say so, its ``steps`` and its ``error``.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -185,7 +186,8 @@ def work(request: dict[str, Any], victim: Callable[[Path], None]) -> int:
     except BaseException as caught:
         error = f"{type(caught).__name__}: {caught}"
         traceback.print_exc()
-    Path(f"{folder}.json").write_text(json.dumps({"error": error, "steps": moment.steps}))
+    said = {"error": error, "steps": moment.steps, "left": time.monotonic()}
+    Path(f"{folder}.json").write_text(json.dumps(said))
     return 1 if error else 0
 
 
@@ -196,16 +198,18 @@ def answer(request: dict[str, Any], victim: Callable[[Path], None]) -> dict[str,
     pid = os.fork()
     if not pid:
         os._exit(work(request, victim))
-    due, struck, ended, status = request["seconds"], False, 0, 0
+    due, struck, ended, status = request["seconds"], math.inf, 0, 0
     while not ended:
         time.sleep(0.001)
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if not ended and not struck and due is not None and time.monotonic() - began >= due:
+        if not ended and struck == math.inf and due is not None and time.monotonic() - began >= due:
+            struck = time.monotonic()
             os.kill(pid, request["signal"])  # not waited for yet, so nobody else has its number
-            struck = True
-    told = json.loads(said.read_text()) if said.exists() else {"error": "", "steps": []}
-    seconds = time.monotonic() - began
-    return {"code": os.waitstatus_to_exitcode(status), "sent": struck, "seconds": seconds, **told}
+    code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - began
+    told = json.loads(said.read_text()) if said.exists() else {"error": "", "steps": [], "left": math.inf}
+    # the system takes its time to end a process that has left, and no signal reaches it then
+    sent = code < 0 or struck < told.pop("left")
+    return {"code": code, "sent": sent, "seconds": seconds, **told}
 
 
 def serve(shared: Path) -> None:

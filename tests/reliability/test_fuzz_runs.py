@@ -83,6 +83,15 @@ def record(name: str) -> Any:
     return {k: v for k, v in json.loads(run_files()[name]).items() if k != "seal"}
 
 
+def null_in(name: str, *keys: str) -> bytes:
+    """A record with null where its reader counts on a value."""
+    whole = part = record(name)
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = None
+    return json.dumps(whole if name == "result.json" else sealed(whole)).encode()
+
+
 SWEEP = {
     "title": "a sweep",
     "command": "hpdval sweep",
@@ -448,7 +457,12 @@ TARGETS = [
                     json.dumps({"seed": 0, "trained": {"stage 1": {"parameters": 5, "seconds": 10**400}}}).encode(),
                 ),
                 0,
-            )
+            ),
+            *(
+                (("result.json", null_in("result.json", name)), 5)
+                for name in ("selection", "readout", "protocol", "notes")
+            ),
+            (("manifest.json", null_in("manifest.json", "config", "stage1")), 4),
         ],
     ),
     Target(
