@@ -203,7 +203,7 @@ def check_form(value: Any, form: Any, where: str) -> None:
         if type(value) not in kinds or not abs(value) < largest:
             raise _other_form(value, "a whole number" if form is int else "a finite number", where)
     elif not isinstance(value, form):
-        raise _other_form(value, {str: "text", dict: "an object", list: "a list"}[form], where)
+        raise _other_form(value, {str: "text", bool: "true or false", dict: "an object"}[form], where)
 
 
 def _other_form(value: Any, wanted: str, where: str) -> RunError:

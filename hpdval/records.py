@@ -27,6 +27,9 @@ MANIFEST: Any = {
     },
     "inputs": dict,
     "files": {...: str},
+    "code?": {"version": str, "commit": (str, None), "dirty": (bool, None)},
+    "hardware?": {"machine": str, "cuda": (str, None)},
+    "wall_seconds?": float,
 }
 RESULT: Any = {
     **{f"{name}?": str for name in ("method", "recipe", "protocol", "readout", "selection")},
@@ -38,6 +41,11 @@ RESULT: Any = {
     **{f"{name}?": [int] for name in ("class_counts", "excluded")},
     "folders?": {...: str},
     "trained?": {...: {"parameters": int, "seconds": float}},
+}
+METRICS: Any = {  # of a line that has these; others may be anything
+    "stage?": str,
+    **{f"{name}?": int for name in ("step", "epoch")},
+    **{f"{name}?": float for name in ("cls", "kd", "sc", "cse", "loss", "lr", "val_map", "test_map")},
 }
 
 
@@ -75,9 +83,11 @@ def metrics_record(line: str | bytes, where: object) -> dict[str, Any]:
         RunError: the line is no JSON object, or not what was logged.
     """
     try:
-        return unsealed(json.loads(line), where)
+        record = unsealed(json.loads(line), where)
     except (ValueError, RecursionError):
         raise RunError(f"{where} is not JSON; the file is damaged") from None
+    check_form(record, METRICS, str(where))
+    return record
 
 
 def metrics_line(record: Mapping[str, Any]) -> str:

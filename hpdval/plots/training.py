@@ -122,7 +122,7 @@ def epoch_means(seeds: Sequence[Sequence[Mapping[str, Any]]], name: str) -> np.n
     for records in seeds:
         values: dict[int, list[float]] = {}
         for record in records:
-            if name in record:
+            if name in record and "epoch" in record:
                 values.setdefault(int(record["epoch"]), []).append(float(record[name]))
         if values:
             curves.append([float(np.mean(values[epoch])) for epoch in sorted(values)])

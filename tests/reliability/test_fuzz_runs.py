@@ -38,6 +38,7 @@ from hpdval.models.semantic import word_vectors
 from hpdval.models.weights import read_state_dict
 from hpdval.notebook_parameters import find_notebook
 from hpdval.records import read_manifest, read_metrics, read_predictions, read_result
+from hpdval.report import build_report
 from hpdval.report.gather import gather
 from hpdval.run import Run
 from hpdval.scoring.dual_view import zero_shot_scorer
@@ -58,8 +59,8 @@ NAME = {"config": CONFIG, "inputs": {"dataset": "own", "start": "zero-shot", "im
 
 def make_run(folder: Path, seed: int = 0) -> Path:
     run = Run(folder, kind="stage1", config={**CONFIG, "seed": seed}, inputs=NAME["inputs"])
-    run.log(stage="stage 1", step=1, loss=0.5)
-    run.log(stage="stage 1", step=2, loss=0.25, total=50.0)
+    run.log(stage="stage 1", step=1, epoch=0, loss=0.5, lr=1e-3)
+    run.log(stage="stage 1", step=2, epoch=1, loss=0.25, lr=1e-4, total=50.0)
     run.save_predictions(IDS, SCORES, TARGETS_OF_RUN, CLASSES)
     result = evaluate(SCORES, TARGETS_OF_RUN, COUNTS, classes=CLASSES, protocol="own test, 3 images")
     about = {
@@ -136,7 +137,8 @@ def record_cases() -> st.SearchStrategy[tuple[str, bytes]]:
     records = st.one_of(*(st.tuples(st.just(name), broken_json(record(name))) for name in names))
     lines = st.tuples(
         st.just("metrics.jsonl"),
-        broken_bytes(run_files()["metrics.jsonl"]) | broken_json({"stage": "stage 1", "step": 1, "loss": 0.5}),
+        broken_bytes(run_files()["metrics.jsonl"])
+        | broken_json({"stage": "stage 1", "step": 1, "epoch": 0, "loss": 0.5, "lr": 1e-3}),
     )
     predictions = st.tuples(
         st.just("predictions.npz"), st.one_of(broken_bytes(run_files()["predictions.npz"]), arrays(), arrays())
@@ -192,6 +194,7 @@ def check_run(folder: Path, case: tuple[tuple[str, bytes], int]) -> None:
         lambda: tables.results_table({"one": run, "two": [run, other]}),
         lambda: tables.protocol_table({"one": [run, other]}),
         lambda: tables.protocol_table({"one": run, "two": other}),
+        lambda: build_report([run, other], folder / "page", figures=(), resamples=2, permutations=2, show=False),
     ]
     for read in (*readers, slow[chosen % len(slow)]):
         answer(read)
@@ -446,7 +449,7 @@ def check_name(folder: Path, case: str) -> None:
 TARGETS = [
     Target(
         "records of a run",
-        st.tuples(st.deferred(record_cases), st.integers(0, 5)),
+        st.tuples(st.deferred(record_cases), st.integers(0, 6)),
         check_run,
         share=20,
         nightly=800,
@@ -463,6 +466,7 @@ TARGETS = [
                 for name in ("selection", "readout", "protocol", "notes")
             ),
             (("manifest.json", null_in("manifest.json", "config", "stage1")), 4),
+            (("manifest.json", null_in("manifest.json", "code")), 6),
         ],
     ),
     Target(
