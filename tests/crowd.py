@@ -6,7 +6,6 @@ A worker is a function of this module: a fork server finds it by its name.
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -22,18 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CLASSES, TINY, coloured, recipe
+from toys import coloured, coloured_set, recipe, tiny
 
 import hpdval
 from hpdval import cli
 from hpdval.checkpoint import load_tensors
-from hpdval.data.dataset import Dataset
 from hpdval.data.prepare.catalogue import CATALOGUE
 from hpdval.data.prepare.published import PublishedSet
 from hpdval.data.prepare.steps import prepare
 from hpdval.data.store import ImageStore
 from hpdval.errors import HpdvalError
-from hpdval.models import Clip, load_clip
 from hpdval.report import build_report
 from hpdval.run import read_metrics, read_predictions
 from hpdval.scoring import FeatureStore, features
@@ -117,21 +114,6 @@ def check_same(folder: Path, control: Path) -> None:
 # -- what they do ------------------------------------------------------------------------------------------------------
 
 
-def tiny(folder: Path) -> Clip:
-    """A CLIP with the same random weights for all that share the folder."""
-    path = folder / "tiny.json"
-    if not path.exists():
-        path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)
-
-
-def colours() -> Dataset:
-    """The same small data set in every process."""
-    train, test = coloured(N, 1), coloured(40, 2)
-    counts = train.targets.sum(0).astype(np.int64)
-    return Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)
-
-
 def train(shared: Path, folder: Path, lr: float = 2e-3, slow_from: int = 0, seconds: float = 0.0) -> int:
     """Train stage 1 and return how many updates this process made; from some update on each takes so many seconds."""
     made: list[int] = []
@@ -145,7 +127,7 @@ def train(shared: Path, folder: Path, lr: float = 2e-3, slow_from: int = 0, seco
     loop.Trainer.step = counted  # type: ignore[method-assign]
     loop.CHECKPOINT_SECONDS = 0.0
     experiment = recipe(**{"stages": "stage1", "stage1.epochs": 2, "stage1.batch_size": 16, "stage1.lr": lr})
-    hpdval.train(colours(), experiment, run=folder, clip=tiny(shared), show=False)
+    hpdval.train(coloured_set(N, 40), experiment, run=folder, clip=tiny(shared), show=False)
     return len(made)
 
 

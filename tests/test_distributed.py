@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from test_rivals import recipe as rival
 from test_rivals import said
-from test_training import CLASSES, TINY, coloured, recipe
+from toys import CLASSES, TINY, coloured, coloured_set, recipe
 
 import hpdval
 from hpdval import distributed, launch
@@ -78,10 +78,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 def world(folder: Path) -> tuple[Dataset, Clip]:
     """Return 49 training and 37 test images of colours, and the tiny CLIP."""
     write_json(folder / "tiny.json", TINY)  # both processes write it, and neither may read half of it
-    train, test = coloured(49, 1), coloured(37, 2)
-    counts = train.targets.sum(0).astype(np.int64)
-    data = Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)
-    return data, load_clip(folder / "tiny.json", seed=0)
+    return coloured_set(49, 37), load_clip(folder / "tiny.json", seed=0)
 
 
 def train_everything(folder: Path) -> None:

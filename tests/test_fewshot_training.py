@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from toys import tiny
 
 import hpdval
 from hpdval import tables
@@ -19,7 +19,7 @@ from hpdval.errors import ConfigError, DataError, RunError
 from hpdval.fewshot_recipes import FEWSHOT_PROTOCOLS, FEWSHOT_RECIPES, FewShot, get_fewshot
 from hpdval.files import digest
 from hpdval.metrics import evaluate
-from hpdval.models import Clip, load_clip
+from hpdval.models import Clip
 from hpdval.notebook_parameters import check_parameters, experiment_of, find_notebook
 from hpdval.recipes import get_recipe
 from hpdval.run import read_manifest, read_predictions
@@ -120,11 +120,6 @@ def test_the_notebooks_parameters_are_checked_before_a_kernel_starts() -> None:
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 NOVEL = PROTOCOLS["scenes-fewshot"].novel
 
 
@@ -135,9 +130,7 @@ def world() -> Dataset:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)
+    return tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def recipe(**overrides: Any) -> FewShot:

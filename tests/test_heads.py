@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_training import TINY
 from torch import nn
+from toys import tiny
 
 from hpdval.checkpoint import load_tensors
 from hpdval.errors import ConfigError, ModelError
-from hpdval.models import Clip, ImageFeatures, load_clip
+from hpdval.models import Clip, ImageFeatures
 from hpdval.models.conditional_prompts import ConditionalPrompts
 from hpdval.models.cprfl import Cprfl
 from hpdval.models.dual_prompts import RegionPooling
@@ -40,9 +39,7 @@ def features_of(batch: int, seed: int = 0) -> ImageFeatures:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)
+    return tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def doubles(module: nn.Module) -> dict[str, Array]:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_training import CLASSES, TINY, coloured, recipe
+from toys import CLASSES, TINY, coloured, recipe
 
 import hpdval
 from hpdval import cli

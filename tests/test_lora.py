@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_training import TINY
 from torch import nn
+from toys import TINY
 
 from hpdval.errors import ConfigError, ModelError
 from hpdval.models import Clip, load_clip

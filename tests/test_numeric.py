@@ -9,18 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toys import TINY
 
 import hpdval
 from hpdval.config import PRECISIONS
 from hpdval.data.store import ImageStore
 from hpdval.models import Clip, load_clip
 from hpdval.models.numeric import AUTOCAST, image_encoder, numeric_mode
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture

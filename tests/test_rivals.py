@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_training import TINY, coloured
 from torch.nn.utils import parametrize
+from toys import coloured, coloured_set, tiny
 
 import hpdval
 from hpdval.config import ScoreConfig, Stage1Config, Stage2Config
 from hpdval.data.dataset import Dataset
 from hpdval.errors import ConfigError, DataError, RunError
-from hpdval.models import Clip, load_clip
+from hpdval.models import Clip
 from hpdval.models.conditional_prompts import ConditionalPrompts
 from hpdval.models.cprfl import Cprfl
 from hpdval.models.prompts import class_prompts, context_init, hand_crafted
@@ -55,18 +55,14 @@ def said(targets: np.ndarray) -> list[str]:
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
     """24 and 12 images, those for training with captions."""
-    train, test = coloured(24, 1), coloured(12, 2)
-    lines = said(train.targets)
-    train = replace(train, captions=lambda i: lines[i])
-    counts = train.targets.sum(0).astype(np.int64)
-    return Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)
+    data = coloured_set(24, 12)
+    lines = said(data.train.targets)
+    return replace(data, train=replace(data.train, captions=lambda i: lines[i]))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)
+    return tiny(tmp_path_factory.mktemp("tiny"))
 
 
 # all settings that a test depends on, stated here: whatever a recipe chooses, a formula is tested at these

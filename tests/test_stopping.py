@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import CLASSES, TINY, LineBatches, coloured, recipe, run_line
+from test_training import LineBatches, run_line
+from toys import CLASSES, TINY, coloured, recipe
 
 import hpdval
 from hpdval.config import TrainingConfig

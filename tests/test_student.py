@@ -11,17 +11,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from toys import TINY
 
 from hpdval.errors import ConfigError, ModelError
 from hpdval.models import Clip, load_clip
 from hpdval.models.student import EmbeddingHead, make_student
 from hpdval.scoring import DualViewScorer, load_scorer
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 VIT: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8))
 

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toys import CLASSES, coloured_set, recipe, tiny
 
 import hpdval
 from hpdval import tables
-from hpdval.config import Experiment, ScoreConfig, TrainingConfig
-from hpdval.data.dataset import Dataset, Split
+from hpdval.config import ScoreConfig, TrainingConfig
+from hpdval.data.dataset import Dataset
 from hpdval.data.store import ImageStore
 from hpdval.errors import ConfigError, NonFiniteLossError, RunError
 from hpdval.metrics import Protocol
-from hpdval.models import Clip, load_clip
-from hpdval.recipes import get_recipe
+from hpdval.models import Clip
 from hpdval.run import Run, read_metrics, read_predictions
 from hpdval.scoring import zero_shot_scorer
 from hpdval.training.batches import Batch, Plan
@@ -248,55 +248,15 @@ def test_validation_keeps_the_best_epoch_where_asked(tmp_path: Path, keep_best: 
 
 # -- both stages on a tiny CLIP ----------------------------------------------------------------------------------------
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-CLASSES = ("red", "green", "blue")
-
-
-def coloured(n: int, seed: int) -> Split:
-    """Images with a red, green or blue square each, on grey noise: learnable from pixels."""
-    generator = np.random.default_rng(seed)
-    targets = (generator.random((n, 3)) < 0.5).astype(np.uint8)
-    images = generator.integers(90, 160, (n, 32, 32, 3), dtype=np.uint8)
-    for image, row in zip(images, targets, strict=True):
-        for channel in np.flatnonzero(row):
-            top, left = generator.integers(0, 20, 2)
-            image[top : top + 12, left : left + 12] = 0
-            image[top : top + 12, left : left + 12, channel] = 255
-    return Split(
-        ids=tuple(f"{seed}/{i}" for i in range(n)),
-        targets=targets,
-        read=lambda i: images[i],
-        fingerprints=tuple(f"coloured:{seed}:{i}" for i in range(n)),
-    )
-
 
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    train, test = coloured(60, 1), coloured(40, 2)
-    return Dataset(
-        name="colours",
-        classes=CLASSES,
-        train=train,
-        val=train.subset([]),
-        test=test,
-        class_counts=train.targets.sum(0).astype(np.int64),
-    )
+    return coloured_set()
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)  # frozen, torch takes another path through attention
-
-
-def recipe(**overrides: Any) -> Experiment:
-    values = {"stage1.epochs": 6, "stage1.lr": 2e-3, "stage2.epochs": 3, "stage2.lr": 1e-2, "stage2.init": "normal"}
-    return get_recipe("scenes", dataset="colours", **{**values, **overrides})
+    return tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_distillation_loss_is_the_mean_absolute_difference() -> None:

@@ -22,18 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import test_report
 import torch
 from test_fewshot_training import recipe as fewshot
 from test_rivals import recipe as rival
-from test_training import CLASSES, TINY, coloured, recipe
+from toys import CLASSES, coloured_set, recipe, tiny
 
 import hpdval
-from hpdval.data.dataset import Dataset
 from hpdval.data.fewshot import PROTOCOLS
 from hpdval.error_analysis import error_report
-from hpdval.models import load_clip
 from hpdval.report import build_report
 from hpdval.scoring import FeatureStore, features, open_run, report_run, zero_shot_scorer
 from hpdval.training import loop
@@ -50,12 +47,9 @@ class Victims:
 
     def __init__(self, shared: Path) -> None:
         os.environ["HPDVAL_CACHE"] = str(shared / "cache")
-        (shared / "tiny.json").write_text(json.dumps(TINY))
-        self.clip = load_clip(shared / "tiny.json", seed=0).requires_grad_(False)
-        train, test = coloured(60, 1), coloured(40, 2)
-        counts = train.targets.sum(0).astype(np.int64)
-        empty = train.subset([])
-        self.data = Dataset(name="colours", classes=CLASSES, train=train, val=empty, test=test, class_counts=counts)
+        self.clip = tiny(shared)
+        self.data = coloured_set()
+        train = self.data.train
         self.known = replace(self.data, train=train.subset(range(40)), val=train.subset(range(40, 60)))
         self.start = zero_shot_scorer(self.clip, CLASSES)
         self.world = PROTOCOLS["scenes-fewshot"].load(train=60, test=20)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crowd import Crowd, N, check_same, fill_features, fill_images, prepared, report, tiny, train
+from crowd import Crowd, N, check_same, fill_features, fill_images, prepared, report, train
 from faults import Faults
 from processes import Family, wait_for
 from processes import family as family  # the fixture
 from test_data_prepare import voc_lt as voc_lt  # another fixture
 from test_report import made
+from toys import tiny
 
 from hpdval.data.prepare.published import PublishedSet
 from hpdval.files import read_json

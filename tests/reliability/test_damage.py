@@ -26,7 +26,7 @@ import pytest
 import torch
 from faults import Faults
 from PIL import Image
-from test_training import TINY, coloured
+from toys import TINY, coloured
 
 import hpdval
 from hpdval.attempt import attempt

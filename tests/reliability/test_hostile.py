@@ -22,7 +22,7 @@ from faults import Faults
 from fuzz import check_line
 from PIL import Image
 from test_data_decode import encoded
-from test_training import TINY
+from toys import TINY
 
 from hpdval import cli, load_dataset
 from hpdval.data.dataset import Dataset

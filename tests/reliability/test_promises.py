@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import ROOT
 from test_rivals import RIVALS, recipe, said
-from test_training import CLASSES, TINY, coloured
+from toys import CLASSES, coloured_set, tiny
 
 import hpdval
 from hpdval.data.dataset import Dataset
 from hpdval.metrics import average_precision
-from hpdval.models import Clip, load_clip
+from hpdval.models import Clip
 from hpdval.models.numeric import AUTOCAST
 from hpdval.run import read_manifest, read_predictions
 from hpdval.scoring import load_run, zero_shot_scorer
@@ -53,18 +53,14 @@ def test_no_file_of_faults_is_missing_from_the_page() -> None:
 
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    train, test = coloured(24, 1), coloured(41, 2)
-    lines = said(train.targets)
-    object.__setattr__(train, "captions", lambda i: lines[i])
-    counts = train.targets.sum(0).astype(np.int64)
-    return Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)
+    data = coloured_set(24, 41)
+    lines = said(data.train.targets)
+    return replace(data, train=replace(data.train, captions=lambda i: lines[i]))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)
+    return tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_the_batch_size_changes_no_result(colours: Dataset, clip: Clip) -> None:

@@ -6,7 +6,7 @@ was, and the same bytes as without the fault once there is room again.
 
 from __future__ import annotations
 
-import json
+import ctypes
 import multiprocessing
 import os
 import re
@@ -34,7 +34,7 @@ from processes import Family, wait_for
 from processes import family as family
 from test_rivals import recipe as rival
 from test_store import noise, split_of
-from test_training import CLASSES, TINY, coloured, recipe
+from toys import CLASSES, coloured_set, recipe, tiny
 
 from hpdval import plots, tables
 from hpdval.checkpoint import load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ from hpdval.data.prepare.download import download
 from hpdval.data.prepare.extract import extract
 from hpdval.data.store import ImageStore
 from hpdval.errors import ConfigError, HpdvalError, NonFiniteLossError
-from hpdval.models import Clip, load_clip
+from hpdval.models import Clip
 from hpdval.report import build_report
 from hpdval.run import Run, read_metrics, read_predictions
 from hpdval.scoring import FeatureStore, zero_shot_scorer
@@ -62,16 +62,12 @@ SAID = r"could not write (\S+)[^(]*(\(\d+ bytes( written)?\))?.*: (File too larg
 
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    train, test = coloured(24, 1), coloured(12, 2)
-    counts = train.targets.sum(0).astype(np.int64)
-    return Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)
+    return coloured_set(24, 12)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    path.write_text(json.dumps(TINY))
-    return load_clip(path, seed=0).requires_grad_(False)
+    return tiny(tmp_path_factory.mktemp("tiny"))
 
 
 # -- a disk that is full -----------------------------------------------------------------------------------------------
@@ -451,7 +447,27 @@ def test_a_folder_where_a_file_should_be(
         assert (tmp_path / name / "inside").is_dir()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """Root gives up its right to overlook them for a while: its effective CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root may write everywhere")
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: the lower 32, then the upper
+    assert libc.capget(header, held) == 0
+    fewer = (ctypes.c_uint32 * 6)(*held)
+    fewer[0] &= ~0b110
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held) == 0
+
+
 @pytest.mark.parametrize("what", ["checkpoint", "predictions", "figure (svg)", "table", "image cache"])
 def test_a_folder_that_may_not_be_written(
     what: str, tmp_path: Path, colours: Dataset, clip: Clip, loopback: Any, faults: Faults
@@ -464,7 +480,7 @@ def test_a_folder_that_may_not_be_written(
         place.chmod(0o500)
     try:
         with faults.injected("folder that may not be written", what, "named in one line; earlier files intact"):
-            with pytest.raises((HpdvalError, OSError)) as caught:
+            with bound_by_permissions(), pytest.raises((HpdvalError, OSError)) as caught:
                 WRITERS[what](world, folder, 2)
             assert "closed" in str(caught.value)
             assert contents(folder) == before
@@ -595,17 +611,14 @@ KILLED = """
         from pathlib import Path
         multiprocessing.set_start_method(sys.argv[2])
         torch.set_num_threads(1)
-        import numpy as np
-        from test_training import CLASSES, Dataset, coloured, recipe
+        from toys import coloured_set, recipe
         from hpdval.errors import HpdvalError
         from hpdval.models import load_clip
         from hpdval.training import loop
         from hpdval.training.stage1 import train_stage1
         loop.CHECKPOINT_SECONDS = 0.0
         run, kill_at = Path(sys.argv[1]), int(sys.argv[3])
-        train, test = coloured(24, 1), coloured(12, 2)
-        data = Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test,
-                       class_counts=train.targets.sum(0).astype(np.int64))
+        data = coloured_set(24, 12)
         clip = load_clip({config!r}, seed=0).requires_grad_(False)
         step = loop.Trainer.step
         def counted(self, batches):

@@ -31,7 +31,7 @@ from faults import Faults
 from fuzz import check_line
 from PIL import Image
 from test_clip_load import _Payload
-from test_training import CLASSES, TINY, coloured, recipe
+from toys import CLASSES, TINY, coloured, coloured_set, recipe
 
 import hpdval
 from hpdval import cli, plots, tables
@@ -133,9 +133,7 @@ def test_such_a_line_would_be_found(line: str) -> None:
 
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    train, test = coloured(12, 1), coloured(8, 2)
-    counts = train.targets.sum(0).astype(np.int64)
-    return Dataset(name="colours", classes=CLASSES, train=train, val=train.subset([]), test=test, class_counts=counts)
+    return coloured_set(12, 8)
 
 
 @pytest.fixture(scope="module")

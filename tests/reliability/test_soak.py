@@ -20,13 +20,12 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-from crowd import colours, tiny
 from faults import Faults
 from nbformat.v4 import new_code_cell, new_notebook
 from processes import Family, struck, wait_for
 from processes import family as family  # the fixture
 from test_report import made
-from test_training import recipe
+from toys import coloured_set, recipe, tiny
 
 import hpdval
 from hpdval.data.store import ImageStore
@@ -318,7 +317,7 @@ class Repeated:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.clip, self.data = tiny(folder), colours()
+        self.clip, self.data = tiny(folder), coloured_set()
         self.experiment = recipe(**{"stage1.epochs": 1, "stage2.epochs": 1})
         self.runs = [made(folder / "runs" / str(i), 1 + i, 0) for i in range(2)]
         self.train(-1)
