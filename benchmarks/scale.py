@@ -421,7 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
     chosen = options(__doc__ or "", arguments, repeats=3)
     quick, repeats = chosen.quick, chosen.repeats
-    sizes, classes, trained = (1_000, 10_000, 100_000, 1_000_000), (10, 100, 1_000, 10_000), (20_000, 200_000, 1_000_000)
+    sizes, classes = (1_000, 10_000, 100_000, 1_000_000), (10, 100, 1_000, 10_000)
+    trained = 20_000, 200_000, 1_000_000
     if quick:
         sizes, classes, trained = (100,), (5,), (100,)
     with TemporaryDirectory() as temporary:

@@ -483,6 +483,26 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert seen == ["4", "6", "4"]
 
 
+def test_an_outcome_that_was_given_is_not_made_again_when_its_worker_dies(tmp_path: Path) -> None:
+    """While the sweep is busy with an outcome, it holds no result that the scheduler would have to make anew."""
+
+    def job(folder: str, gpus: int, threads: int | None) -> dict[str, Any]:
+        with open(f"{folder}/runs", "a") as file:
+            file.write("x")
+        return {"status": "killed", "worker": os.getpid()}
+
+    with cluster.open_cluster(None, workers=1, retries=5, memory=3.0) as opened:
+        outcomes = opened.run({"a": str(tmp_path)}, {}, job)
+        _, outcome = next(outcomes)
+        time.sleep(0.5)  # the scheduler has been told
+        os.kill(outcome["worker"], signal.SIGKILL)
+        _, other = next(opened.run({"b": str(tmp_path)}, {}, job))  # by the worker after it
+        assert other["worker"] != outcome["worker"]
+        time.sleep(1)
+        assert list(outcomes) == []
+    assert (tmp_path / "runs").read_text() == "xx"
+
+
 def test_no_more_workers_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "visible_gpus", lambda: 2)
     with (

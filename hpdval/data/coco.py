@@ -190,7 +190,7 @@ def _columns(
         odd = min(set(classes) ^ set(found))
         raise DataError(f"{path}: category {odd} is only in one of the train and test files; give files of one set")
     place = {name: index for index, name in enumerate(classes)}
-    column = {entry["id"]: place[entry["name"]] for entry in ordered}
+    column = {entry["id"]: place[entry["name"].strip()] for entry in ordered}
     if len(column) != len(ordered):
         raise DataError(f"{path}: two categories have the same id")
     return column, classes

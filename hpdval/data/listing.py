@@ -179,16 +179,16 @@ def read_classes(classes: Classes) -> tuple[str, ...]:
         return check_classes(
             [(f"{path}, line {i}", name) for i, name in enumerate(read_lines(path), 1) if name], str(path)
         )
-    return check_classes([(f"classes[{i}]", str(name).strip()) for i, name in enumerate(classes)], "classes")
+    return check_classes([(f"classes[{i}]", str(name)) for i, name in enumerate(classes)], "classes")
 
 
 def check_classes(named: Sequence[tuple[str, str]], source: str) -> tuple[str, ...]:
-    """Return the names of (where, name) pairs after checking that there are some, none blank and none twice."""
+    """Return the names of (where, name) pairs without blanks around them; there are some, none empty and none twice."""
     if not named:
         raise DataError(f"{source}: the class list is empty; give at least one class name")
     seen: dict[str, str] = {}
-    for where, name in named:
-        if not name:
+    for where, given in named:
+        if not (name := given.strip()):
             raise DataError(f"{where}: a class name is empty")
         if name in seen:
             raise DataError(f"{where}: class {name} is named twice (first in {seen[name]})")

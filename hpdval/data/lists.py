@@ -84,7 +84,7 @@ def read_indexed_classes(path: Path) -> tuple[str, ...]:
     for line, name, index in pairs:
         if int(index) in named or int(index) >= len(pairs):
             raise DataError(f"{path}, line {line}: index {index} is not one of 0 to {len(pairs) - 1}, each once")
-        named[int(index)] = (f"{path}, line {line}", name.strip())
+        named[int(index)] = (f"{path}, line {line}", name)
     return check_classes([named[i] for i in range(len(named))], str(path))
 
 

@@ -72,6 +72,7 @@ class Cluster:
                     outcome = {"status": "killed", "error": "its worker died, and again when it was tried on others"}
                 except Exception as error:  # of dask or of our own code on the worker: one job, not the sweep
                     outcome = {"status": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())}
+                future.release()  # a result that is still asked for is made again where the worker that holds it dies
                 yield name, outcome
 
     def _slots(self) -> int:

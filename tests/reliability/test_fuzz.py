@@ -393,6 +393,8 @@ TARGETS = [
                 False,
             ),
             (json.dumps(INSTANCES).encode().replace(b"a.png", b"x" * 300), json.dumps(CAPTIONS).encode(), True, False),
+            (json.dumps(INSTANCES).encode().replace(b'"cat"', b'"\\u2028"'), b"{}", True, False),
+            (json.dumps(INSTANCES).encode().replace(b'"cat"', b'" cat\\u2028"'), b"{}", True, False),
         ],
         nightly=1500,
         share=60,
