@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 from filelock import FileLock
 
-from hpdval.errors import HpdvalError, RunError, shown
+from hpdval.errors import ConfigError, HpdvalError, RunError, shown
 
 T = TypeVar("T")
 
@@ -168,45 +168,49 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
     return unsealed(read_json(path), path)
 
 
-def check_form(value: Any, form: Any, where: str) -> None:
-    """Check that what was read has the form that its reader counts on.
+def check_form(value: Any, form: Any, where: str, *, given: bool = False) -> None:
+    """Check that what was read, or is to be written, has the form that its reader counts on.
 
     Args:
         form: a type, where ``float`` is any finite number; a list of one form, for lists of it; a form and None in a
             tuple, where null may stand, too; or a mapping of names to forms, in which a name that ends in "?" may be
             missing, and ``...`` stands for every name.
         where: names ``value`` in the error.
+        given: it is to be written, and comes from a caller.
 
     Raises:
         RunError: the first part that has another form.
+        ConfigError: the same, of what was ``given``.
 
     >>> check_form({"seed": 0, "files": {"a": "b"}}, {"seed": int, "files": {...: str}, "note?": str}, "x.json")
     """
     if isinstance(form, dict):
         if not isinstance(value, dict):
-            raise _other_form(value, "an object", where)
+            raise _other_form(value, "an object", where, given)
         for name, inner in form.items():
             for key in value if name is ... else [name.removesuffix("?")]:
                 if name is ... or key == name or key in value:
-                    check_form(value.get(key), inner, f"{where}: {key}")
+                    check_form(value.get(key), inner, f"{where}: {key}", given=given)
     elif isinstance(form, tuple):
         if value is not None:
-            check_form(value, form[0], where)
+            check_form(value, form[0], where, given=given)
     elif isinstance(form, list):
         if not isinstance(value, list):
-            raise _other_form(value, "a list", where)
+            raise _other_form(value, "a list", where, given)
         for one in value:
-            check_form(one, form[0], where)
+            check_form(one, form[0], where, given=given)
     elif form in (int, float):
         largest = 2**63 if form is int else sys.float_info.max  # NaN is not smaller
         kinds = (int,) if form is int else (int, float)
         if type(value) not in kinds or not abs(value) < largest:
-            raise _other_form(value, "a whole number" if form is int else "a finite number", where)
+            raise _other_form(value, "a whole number" if form is int else "a finite number", where, given)
     elif not isinstance(value, form):
-        raise _other_form(value, {str: "text", bool: "true or false", dict: "an object"}[form], where)
+        raise _other_form(value, {str: "text", bool: "true or false", dict: "an object"}[form], where, given)
 
 
-def _other_form(value: Any, wanted: str, where: str) -> RunError:
+def _other_form(value: Any, wanted: str, where: str, given: bool) -> HpdvalError:
+    if given:
+        return ConfigError(f"{where} is {shown(value)}, not {wanted}; this name has one meaning, so use another")
     return RunError(f"{where} is {shown(value)}, not {wanted}; it is damaged or somebody else's")
 
 

@@ -27,9 +27,11 @@ MANIFEST: Any = {
     },
     "inputs": dict,
     "files": {...: str},
-    "code?": {"version": str, "commit": (str, None), "dirty": (bool, None)},
-    "hardware?": {"machine": str, "cuda": (str, None)},
-    "wall_seconds?": float,
+    "code": {"version": str, "commit": (str, None), "dirty": (bool, None)},
+    "packages": {...: (str, None)},
+    "hardware": {"machine": str, "cuda": (str, None)},
+    "finished": float,
+    "wall_seconds": float,
 }
 RESULT: Any = {
     **{f"{name}?": str for name in ("method", "recipe", "protocol", "readout", "selection")},
@@ -38,11 +40,12 @@ RESULT: Any = {
     **{f"{name}?": int for name in ("seed", "n_images", "episodes")},
     **{f"{name}?": [str] for name in ("excluded_names", "notes")},
     "classes?": ([str], None),
-    **{f"{name}?": [int] for name in ("class_counts", "excluded")},
+    "class_counts?": [float],
+    "excluded?": [int],
     "folders?": {...: str},
     "trained?": {...: {"parameters": int, "seconds": float}},
 }
-METRICS: Any = {  # of a line that has these; others may be anything
+METRICS: Any = {  # of a line that has these; other names may be anything
     "stage?": str,
     **{f"{name}?": int for name in ("step", "epoch")},
     **{f"{name}?": float for name in ("cls", "kd", "sc", "cse", "loss", "lr", "val_map", "test_map")},

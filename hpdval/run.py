@@ -32,6 +32,7 @@ from hpdval.errors import RunError, one_line
 from hpdval.files import (
     LOCK_SECONDS,
     atomic_write,
+    check_form,
     digest,
     not_written,
     read_sealed,
@@ -42,6 +43,9 @@ from hpdval.files import (
 )
 from hpdval.provenance import code_state, hardware, packages
 from hpdval.records import (
+    MANIFEST,
+    METRICS,
+    RESULT,
     altered,
     chained,
     metrics_line,
@@ -94,6 +98,7 @@ class Run:
         # through JSON once, so that what is compared and stored is what a later process will read
         self.config = json.loads(json.dumps(dict(config), default=str))
         self.inputs = json.loads(json.dumps(dict(inputs or {}), default=str))
+        check_form(self.config, MANIFEST["config"], "config", given=True)
         self.key = run_key(kind, self.config, self.inputs)
         self._began = time.time()
         self._open()
@@ -160,7 +165,12 @@ class Run:
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def log(self, **record: Any) -> None:
-        """Append one record to ``metrics.jsonl``, where another process can read it at once."""
+        """Append one record to ``metrics.jsonl``, where another process can read it at once.
+
+        Raises:
+            ConfigError: a name of :data:`hpdval.records.METRICS`, such as ``epoch`` or ``loss``, has another type.
+        """
+        check_form(record, METRICS, "a record of metrics", given=True)
         line, path = metrics_line(record), self.path("metrics.jsonl")
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -216,8 +226,12 @@ class Run:
         """Write ``result.json``, then the manifest, then release the folder.
 
         A run that was finished before keeps its record (code, times); only the hashes of its files are taken anew.
+
+        Raises:
+            ConfigError: a name of :data:`hpdval.records.RESULT`, such as ``total`` or ``classes``, has another type.
         """
         if result is not None:
+            check_form(json.loads(json.dumps(dict(result), default=str)), RESULT, "result", given=True)
             write_json(self.path("result.json"), dict(result))
         before = read_manifest(self.folder) if self.finished else {}
         manifest = self._manifest()

@@ -33,6 +33,7 @@ from hpdval.lab.live.page import details, heading
 from hpdval.lab.live.tail import Tail, log_lines
 from hpdval.lab.live.widget import LiveView, watch
 from hpdval.launch import train_source
+from hpdval.records import metrics_line
 from hpdval.run import Run, read_metrics, read_predictions
 from hpdval.stopping import REQUEST
 
@@ -240,7 +241,8 @@ def test_a_damaged_line_is_named_and_left_out(tmp_path: Path, damage: str) -> No
 def test_records_of_a_form_that_nobody_knows_are_passed_over(tmp_path: Path, record: dict[str, Any]) -> None:
     with start(tmp_path) as run:
         log(run, 1)
-        run.log(**{"stage": "stage1", "step": 2, "epoch": 0, "loss": 1.0, **record})
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write(metrics_line({"stage": "stage1", "step": 2, "epoch": 0, "loss": 1.0, **record}))
         assert WatchedRun(tmp_path).look().update == 1
 
 
@@ -410,7 +412,7 @@ def test_what_files_hold_is_shown_as_text(tmp_path: Path) -> None:
         log(run, 1)
         (folder / "train.log").write_text(evil)
         write_json(folder / "train.json", {"runs": ["stage1", evil], "status": "failed", "error": evil})
-        run.finish({"total": 1.0, "protocol": evil, "seed": evil, "selection": evil})
+        run.finish({"total": 1.0, "protocol": evil, "recipe": evil, "selection": evil})
     view = watch(folder)
     view._message = evil
     view.refresh()

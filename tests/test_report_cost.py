@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from hpdval import tables
-from hpdval.errors import RunError
+from hpdval.errors import ConfigError, RunError
 from hpdval.files import write_json
 from hpdval.metrics import evaluate
 from hpdval.report import build_report
@@ -81,9 +81,8 @@ def test_a_run_costs_what_it_and_those_before_it_took(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trained", [[1], {"a": 3}, {"a": {"parameters": 1}}, {"a": {**STAGE1, "seconds": "long"}}])
 def test_a_record_that_is_none_is_refused_in_one_line(tmp_path: Path, trained: Any) -> None:
-    run = made(tmp_path / "run", "stage 1", trained=trained)
-    with pytest.raises(RunError, match=r"result\.json: trained") as refused:
-        tables.run_cost(run)
+    with pytest.raises(ConfigError, match="result: trained") as refused:
+        made(tmp_path / "run", "stage 1", trained=trained)
     assert "\n" not in str(refused.value)
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hpdval.checkpoint import load_checkpoint, load_tensors, save_checkpoint, save_tensors
-from hpdval.errors import RunError
+from hpdval.errors import ConfigError, RunError
 from hpdval.files import atomic_write
-from hpdval.run import Run, read_manifest, read_metrics, read_predictions
+from hpdval.run import Run, read_manifest, read_metrics, read_predictions, read_result
 
 
 def start(folder: Path, **config: object) -> Run:
@@ -106,6 +106,21 @@ def test_metrics_survive_a_line_cut_off_by_a_crash(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(RunError, match="line 2"):
         read_metrics(tmp_path)
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="config: seed is None, not a whole number"):
+        Run(tmp_path / "a", kind="x", config={"seed": None})
+    run = Run(tmp_path / "b", kind="x", config={})
+    run.log(step=1, loss=0.5, anything=[None])
+    for name, value in (("epoch", 0.5), ("stage", 1), ("loss", "low"), ("val_map", None)):
+        with pytest.raises(ConfigError, match=f"a record of metrics: {name} is"):
+            run.log(**{name: value})
+    assert [record["step"] for record in run.metrics()] == [1]
+    with pytest.raises(ConfigError, match="result: notes is None, not a list"):
+        run.finish({"notes": None})
+    run.finish({"total": None, "classes": ("a", "b"), "class_counts": [1.0, 2.0]})
+    assert read_result(run.folder)["total"] is None
 
 
 def test_altered_predictions_are_refused(tmp_path: Path) -> None:

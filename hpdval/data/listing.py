@@ -164,7 +164,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_classes(classes: Classes) -> tuple[str, ...]:
-    """Return class names, as given, from a sequence or from a file with one name on each line.
+    """Return class names without blanks around them, from a sequence or from a file with one name on each line.
 
     Raises:
         DataError: no class, an empty name, or a name given twice.

@@ -63,17 +63,20 @@ class Cluster:
                 done = wait(list(running), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 continue  # workers may have come meanwhile
+            ended: dict[str, Outcome] = {}
             for future in done:
                 name = running.pop(future)
                 ready.extendleft(reversed(waiting.pop(name, [])))
                 try:
-                    outcome = future.result()
+                    ended[name] = future.result()
                 except KilledWorker:
-                    outcome = {"status": "killed", "error": "its worker died, and again when it was tried on others"}
+                    why = "its worker died, and again when it was tried on others"
+                    ended[name] = {"status": "killed", "error": why}
                 except Exception as error:  # of dask or of our own code on the worker: one job, not the sweep
-                    outcome = {"status": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())}
+                    why = " ".join(f"{type(error).__name__}: {error}".split())
+                    ended[name] = {"status": "failed", "error": why}
                 future.release()  # a result that is still asked for is made again where the worker that holds it dies
-                yield name, outcome
+            yield from ended.items()
 
     def _slots(self) -> int:
         """How many jobs may be with the workers: one each, and one that waits, so that none is ever idle."""

@@ -21,6 +21,7 @@ SOURCES = {
         {"test": "coco-photos/annotations/instances_val2017.json"},
     ),
 }
+TITLES = {"miml": "natural scenes", "mosaic": "composed photographs", "coco-photos": "COCO photographs"}
 RIVALS = (
     *("prompt-ensemble", "knn", "linear-probe", "mlp-probe", "coop", "coop-classes", "cocoop", "dualcoop"),
     *("lora", "fine-tuning", "cprfl"),
@@ -51,7 +52,8 @@ def main() -> None:
             print(name, seed, *runs, flush=True)
             alone = name == "hpdval" and seed == 0  # zero-shot is the same for all
             folders += [str(folder) for method, folder in runs.items() if alone or method != "zero-shot"]
-    print(f"hpdval report {' '.join(folders)} -o reports/rivals-{options.source}")
+    how = f'-o reports/rivals-{options.source} --title "Rivals on {TITLES[options.source]}" --figures svg'
+    print(f"hpdval report {' '.join(folders)} {how}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _coco(paths: Iterator[Path]) -> Iterator[tuple[str, Labels]]:
         folder = path.stem.removeprefix("instances_")
         try:
             content = read_json(path)
-            names = {entry["id"]: entry["name"] for entry in content["categories"]}
+            names = {entry["id"]: entry["name"].strip() for entry in content["categories"]}
             images: dict[int, Labels] = {entry["id"]: (set(), set()) for entry in content["images"]}
             for entry in content["annotations"]:
                 plain, every = images[entry["image_id"]]
