@@ -194,8 +194,8 @@ def _build(config: dict[str, Any], name: str, seed: int) -> nn.Module:
         raise ModelError(f"open_clip cannot build {name}: {weights.brief(error)}; see its configuration") from error
     if "student" in config:  # what stage 1 left where it does without CLIP's own image tower
         model.visual = build_tower(config["student"], model.visual, model.visual.image_size[0], options["embed_dim"])
-    if 0 in patch_grid(model.visual, name):  # which refuses other towers, before anything is downloaded
-        raise ModelError(f"{name} has patches larger than its image; correct image_size or patch_size")
+    if min(patch_grid(model.visual, name)) < 1:  # which refuses other towers, before anything is downloaded
+        raise ModelError(f"{name} has no whole patch in its image; correct image_size or patch_size")
     height, width = model.visual.image_size
     if height != width:
         raise ModelError(f"{name} takes images of {height} x {width} pixels; only square ones are supported")

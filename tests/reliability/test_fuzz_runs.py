@@ -488,7 +488,7 @@ TARGETS = [
         "model configuration",
         broken_json(model_config()),
         check_model,
-        examples=[json.dumps(model_config()).encode().replace(b": 64,", b": 1,")],
+        examples=[json.dumps(model_config()).encode().replace(b": 64,", size) for size in (b": 1,", b": -1,")],
         share=10,
         nightly=300,
     ),

@@ -118,12 +118,12 @@ def ended(runner: subprocess.Popen[str], end: str, folder: Path) -> None:
 
 
 def check_record(folder: Path, status: str) -> None:
-    """One record, of this end, without remains of another; no half-written file."""
+    """One record, of this end, without remains of another; no half-written file once it is done."""
     record = wait_for(lambda: (r := read_json(folder / "notebook.json"))["status"] != "running" and r, "a record")
     assert record["status"] == status, record
     assert ("error" in record) == (status != "done"), record
     assert (folder / "executed.ipynb").exists() == (status == "done")
-    assert not list(folder.glob(".*.tmp"))
+    assert status != "done" or not list(folder.glob(".*.tmp"))  # a run that was killed may have been writing
 
 
 def check_done(folder: Path, seed: int, attempts: int) -> None:
@@ -165,7 +165,7 @@ def test_notebooks_at_once_end_as_they_should_and_a_rerun_completes(
             again = [started(family, notebook, seed, order[seed], folders[seed]) for seed in folders]
             said = [(runner.communicate(timeout=240)[1], runner.returncode) for runner in again]
             # a kernel may have last words: Jupyter interrupts it after the last cell, before it asks it to shut down
-            assert {(code, "hpdval: " in text or "Traceback" in text) for text, code in said} == {(0, False)}, said
+            assert {(code, "hpdval: " in text) for text, code in said} == {(0, False)}, said
             for seed, end in enumerate(order):
                 check_done(folders[seed], seed, 1 + (end != "done"))
             family.check_gone()
