@@ -38,8 +38,9 @@ def interrupted(running: Crowd, number: signal.Signals) -> tuple[int, str]:
     running.send(number)
     [(code, said)] = running.answers(60)
     assert not psutil.wait_procs(children, timeout=15)[1]
-    [line] = [line for line in said.splitlines(keepends=True) if line.startswith("hpdval: ")]
-    return code, line
+    lines = [line for line in said.splitlines(keepends=True) if line.startswith("hpdval: ")]
+    assert len(lines) == 1, (code, said)
+    return code, lines[0]
 
 
 def check_well(running: Crowd) -> None:
