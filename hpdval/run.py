@@ -170,8 +170,8 @@ class Run:
         Raises:
             ConfigError: a name of :data:`hpdval.records.METRICS`, such as ``epoch`` or ``loss``, has another type.
         """
-        check_form(record, METRICS, "a record of metrics", given=True)
         line, path = metrics_line(record), self.path("metrics.jsonl")
+        check_form(json.loads(line), METRICS, "a record of metrics", given=True)  # as it will be read
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(line)

@@ -112,7 +112,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="config: seed is None, not a whole number"):
         Run(tmp_path / "a", kind="x", config={"seed": None})
     run = Run(tmp_path / "b", kind="x", config={})
-    run.log(step=1, loss=0.5, anything=[None])
+    run.log(step=1, loss=np.float64(0.5), anything=[None])
     for name, value in (("epoch", 0.5), ("stage", 1), ("loss", "low"), ("val_map", None)):
         with pytest.raises(ConfigError, match=f"a record of metrics: {name} is"):
             run.log(**{name: value})
